@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+#
+# godwit: `make` builds build/godwit; `make demo` and `make check` do everything else by themselves.
+#
+#   make [V=1] [CC=clang] [ASAN=1] [UBSAN=1] [TSAN=1]
+#   make demo | check | lint | format | install [PREFIX=/usr/local] [DESTDIR=] | clean
+#
+# A sanitizer build goes to a folder of its own below build/, beside the plain one.
+
+.DEFAULT_GOAL := all
+MAKEFLAGS += --no-builtin-rules
+CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+
+VERSION := 0.1.0
+B := build
+ifdef ASAN
+B := $(B)/asan
+SANITIZE += -fsanitize=address
+endif
+ifdef UBSAN
+B := $(B)/ubsan
+SANITIZE += -fsanitize=undefined -fno-sanitize-recover=all
+endif
+ifdef TSAN
+B := $(B)/tsan
+SANITIZE += -fsanitize=thread
+endif
+ifneq ($(CC),gcc)
+B := $(B)/$(notdir $(CC))
+endif
+
+PREFIX ?= /usr/local
+V ?= 0
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(filter 1,$(V)),,@printf '  %-7s %s\n' "$(1)" "$(2)")
+
+WARN := -Wall -Wextra -Werror -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
+	-Wmissing-prototypes -Wvla -Wpointer-arith -Wundef
+PKGS := liburing libxxhash libzstd jansson
+# Deferred: pkg-config may only be there once `setup` has run.
+PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
+PKG_LIBS = $(shell pkg-config --libs $(PKGS))
+OPT ?= -O2 -g
+CPPFLAGS := -D_GNU_SOURCE -DGODWIT_VERSION='"$(VERSION)"'
+CFLAGS = -std=gnu17 $(OPT) -fno-omit-frame-pointer -pthread $(WARN) $(SANITIZE) $(PKG_CFLAGS)
+LDFLAGS = -pthread $(SANITIZE)
+
+LIB_SRC := $(filter-out vmm/main.c,$(wildcard vmm/*.c)) $(wildcard migrate/*.c)
+LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
+MAIN_OBJ := $(B)/vmm/main.o
+UNIT_SRC := $(wildcard vmm/tests/test-*.c) $(wildcard migrate/tests/test-*.c)
+UNIT := $(UNIT_SRC:%.c=$(B)/%)
+
+.PHONY: all unit clean
+all: $(B)/godwit
+
+$(B)/godwit: $(MAIN_OBJ) $(B)/libgodwit.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
+
+$(B)/libgodwit.a: $(LIB_OBJ)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
+$(B)/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# Unit tests: tests/test-NAME.c in each folder, linked with Check and everything but main.
+unit: $(UNIT)
+$(UNIT): $(B)/%: $(B)/%.o $(B)/libgodwit.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) $(shell pkg-config --libs check)
+
+clean:
+	rm -rf $(B)
+
+-include $(wildcard guest-tests/*/*.mk)
+-include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT:=.d)

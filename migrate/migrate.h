@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Live migration: the engine's whole public face.
+ *
+ * Source and destination each run one coordinator thread. Life of a move, source on the left:
+ *
+ *	connect, HELLO ----------------->  check version, CPU, RAM, devices; build the machine
+ *	                <---------------- HELLO_OK, or REFUSE with the reason: nothing was paused
+ *	pre-copy rounds ---------------->  store, hash
+ *	pause, last pages, state ------->  load the state
+ *	                <---------------- READY: all held, applied and proved equal
+ *	COMMIT ------------------------->  run                      (the point of no return)
+ *	                <---------------- RUNNING
+ *	exit
+ *
+ * Before COMMIT any failure leaves the source's guest running. Once COMMIT may have reached the
+ * other side the source never runs the guest again by itself: without an answer it stays paused
+ * and reports MIGRATE_UNCERTAIN.
+ */
+#ifndef GODWIT_MIGRATE_H
+#define GODWIT_MIGRATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../vmm/cpuid.h"
+#include "../vmm/log.h"
+#include "../vmm/loop.h"
+#include "../vmm/vm.h"
+
+#define MIGRATE_URI_MAX 256
+#define MIGRATE_DOWNTIME_DEFAULT (50 * NS_PER_MS)
+#define MIGRATE_TIMEOUT_DEFAULT (3600 * NS_PER_SEC)
+
+enum migrate_verify {
+	MIGRATE_VERIFY_STREAM, /* the destination's hashes of what it stored against the source's
+				  table */
+	MIGRATE_VERIFY_FULL,   /* and both sides rehash all of RAM at the pause */
+};
+
+enum migrate_phase {
+	MIGRATE_IDLE,
+	MIGRATE_LISTENING, /* destination */
+	MIGRATE_CONNECTING,
+	MIGRATE_HANDSHAKE,
+	MIGRATE_PRECOPY,
+	MIGRATE_STOPCOPY,
+	MIGRATE_READY,	/* destination: waits for COMMIT; source: about to send it */
+	MIGRATE_COMMIT, /* source: COMMIT sent, no answer yet */
+	MIGRATE_DONE,
+};
+const char *migrate_phase_name(enum migrate_phase p);
+
+enum migrate_status {
+	MIGRATE_COMPLETED,
+	MIGRATE_FAILED,	   /* source: the guest runs on here. destination: nothing ran */
+	MIGRATE_CANCELLED, /* the same, because the user said so */
+	MIGRATE_UNCERTAIN, /* source: paused; whether the guest runs at the destination is unknown
+			    */
+};
+const char *migrate_status_name(enum migrate_status s); /* "completed", "failed", ... */
+
+/* Progress while it runs and, once done, the report. Counts of pages are 4 KiB pages. */
+struct migrate_stats {
+	enum migrate_phase phase;
+	enum migrate_status status; /* once phase is MIGRATE_DONE */
+	struct errmsg error;	    /* why, unless completed */
+	uint32_t round;		    /* the present one, from 1; the final copy counts as one */
+	uint64_t total_ns;	    /* since the start */
+	uint64_t downtime_ns;	    /* source: from before the pause until RUNNING arrived */
+	uint64_t downtime_target_ns;
+	uint64_t ram_bytes;
+	uint64_t wire_bytes;	    /* sent (source) or received (destination), framing included */
+	uint64_t bytes_per_s;	    /* measured over the present round */
+	uint64_t dirty_pages_per_s; /* new dirty pages over the last round */
+	uint64_t remaining_pages;   /* of the present round */
+	uint64_t pages_scanned;
+	uint64_t pages_zero;
+	uint64_t pages_unchanged;
+	uint64_t pages_sent; /* with their content */
+	uint64_t verified_pages;
+	enum migrate_verify verify;
+	uint64_t rtt_ns;
+	uint64_t estimate_downtime_ns; /* what the source expected when it paused */
+	/* Downtime in parts (source): pausing, last pages, state, proof at the destination, commit.
+	 */
+	uint64_t pause_ns, last_pages_ns, state_ns, proof_ns, commit_ns;
+};
+
+struct migrate_options {
+	char uri[MIGRATE_URI_MAX]; /* tcp:HOST:PORT, unix:PATH */
+	uint64_t downtime_ns;	   /* the pause is entered when what is left fits this */
+	uint64_t timeout_ns;	   /* of everything before the pause; then it is given up */
+	enum migrate_verify verify;
+};
+
+struct migration;
+
+/*
+ * Starts moving vm away; returns at once. done(arg) runs on the loop's thread when it has ended;
+ * then stats are final. The VM must outlive the migration. -EBUSY when one runs already, -EINVAL
+ * for a bad URI, -errno.
+ *
+ * When it completed, the machine has ended with VM_END_MOVED. When it failed or was cancelled it
+ * runs as before. When uncertain, it is paused with VM_PAUSE_LOST.
+ */
+int migrate_start(struct migration **out, struct vm *vm, const struct migrate_options *opt,
+		  void (*done)(void *arg), void *arg, struct errmsg *err);
+
+/* Gives up if that is still possible: 0, or -EALREADY when COMMIT may be out. Any thread. */
+int migrate_cancel(struct migration *m);
+
+/* A consistent copy of the figures; any thread, any time until free. */
+void migrate_get_stats(struct migration *m, struct migrate_stats *out);
+
+/* Waits for the coordinator (cancel first to be quick) and frees. NULL is allowed. */
+void migrate_free(struct migration *m);
+
+/* ---- destination ---- */
+
+struct receive_options {
+	char uri[MIGRATE_URI_MAX];
+	uint64_t want_ram;   /* 0, or refuse a guest of another size */
+	uint32_t want_vcpus; /* 0, or refuse another number */
+	char cpu_mask[256];  /* features that this host shall be taken not to have; see cpuid_host()
+			      */
+	/*
+	 * Builds the machine out of the source's description once it has been checked; the VM has
+	 * VM_PAUSE_START set. May change cfg (name). Runs on the coordinator's thread.
+	 */
+	int (*build)(void *arg, struct vm_config *cfg, const struct cpuid *cpuid, struct vm **out,
+		     struct errmsg *err);
+	void *build_arg;
+};
+
+struct receiver;
+
+/*
+ * Binds and listens. uri_out gets the URI as it can be connected to (port 0 resolved).
+ * -EADDRINUSE, -EINVAL, -errno with the cause in err.
+ */
+int receive_listen(struct receiver **out, const struct receive_options *opt,
+		   char uri_out[MIGRATE_URI_MAX], struct errmsg *err);
+
+/*
+ * Accepts one source and takes its guest in; done(arg) runs on the loop's thread. On
+ * MIGRATE_COMPLETED the guest runs already. Otherwise it has never run and receive_vm()'s machine
+ * must be destroyed by the owner.
+ */
+int receive_start(struct receiver *r, struct loop *loop, void (*done)(void *arg), void *arg,
+		  struct errmsg *err);
+
+/* Gives up unless COMMIT has come (-EALREADY). Any thread. */
+int receive_cancel(struct receiver *r);
+
+void receive_get_stats(struct receiver *r, struct migrate_stats *out);
+
+/* The machine that build() made, or NULL. The caller's from then on. Once done. */
+struct vm *receive_vm(struct receiver *r);
+void receive_free(struct receiver *r);
+
+#endif

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A byte channel between a character device and the host's side of it.
+ *
+ * Theory of operation: two bounded rings under one lock. The device puts what the guest sends into
+ * `out`, the console takes it; the console puts what the user types into `in`, the device takes
+ * it. Neither side ever waits: a full `out` means that the device shows itself busy to the guest
+ * until there is room, so nothing is lost when the reader is slow. Each side has a callback
+ * that the other one calls when it made progress: bytes came, or room came. Callbacks run without
+ * the lock held, on the thread of whoever caused them.
+ *
+ * On a migration the device carries what is still in both rings: bytes not yet written here are
+ * written at the destination. chan_freeze() makes that exact: when it returns no byte is on its
+ * way out any more, and none leaves until chan_thaw().
+ */
+#ifndef GODWIT_CHAN_H
+#define GODWIT_CHAN_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "sbuf.h"
+
+#define CHAN_OUT_SIZE 65536U
+#define CHAN_IN_SIZE 4096U
+
+struct chan_ring {
+	uint8_t *data;
+	uint32_t size;
+	uint32_t head; /* next byte to take */
+	uint32_t len;
+};
+
+struct chan {
+	pthread_mutex_t lock;
+	struct chan_ring out; /* guest to host */
+	struct chan_ring in;  /* host to guest */
+	bool frozen;
+	/* Told when bytes for it or room for it came. Set while the machine is built. */
+	void (*device_kick)(void *arg);
+	void *device_arg;
+	void (*host_kick)(void *arg);
+	void *host_arg;
+};
+
+int chan_init(struct chan *c);
+void chan_destroy(struct chan *c);
+
+/* Device's side: bytes taken or given, 0 when full or empty. */
+size_t chan_send(struct chan *c, const void *buf, size_t len);
+size_t chan_recv(struct chan *c, void *buf, size_t len);
+size_t chan_send_room(struct chan *c);
+size_t chan_recv_avail(struct chan *c);
+
+/*
+ * Host's side. chan_host_write() passes waiting output to write(arg, buf, len), which gives how
+ * many bytes it took (0: none now) or -errno, with the lock held, so that freeze is exact;
+ * write must not block. Returns what write returned, 0 when there was nothing or it is frozen.
+ * chan_host_put() gives input: bytes taken, fewer when full.
+ */
+ssize_t chan_host_write(struct chan *c, ssize_t (*write)(void *arg, const void *buf, size_t len),
+			void *arg);
+size_t chan_host_pending(struct chan *c);
+size_t chan_host_put(struct chan *c, const void *buf, size_t len);
+size_t chan_host_room(struct chan *c);
+
+void chan_freeze(struct chan *c);
+void chan_thaw(struct chan *c);
+
+/* Both rings' contents, for the device's field list. */
+void chan_fields(struct chan *c, struct sbuf *s);
+
+#endif

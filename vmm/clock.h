@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The machine's time: kvmclock and the vCPUs' TSCs, read at one instant and set at another.
+ *
+ * Theory of operation: guest time must not stand still while a machine moves, or its wall clock
+ * would be behind ever after, and must not depend on the two hosts' clocks agreeing. So the source
+ * reads both clocks at one instant, later tells how much time has passed since by its own
+ * monotonic clock, the destination adds what passed since it heard so plus half a round trip, and
+ * sets the clocks to what they would show by then; from then on they tick by themselves.
+ *
+ * All vCPUs' TSCs keep their distance to each other to the cycle: where KVM has
+ * KVM_VCPU_TSC_OFFSET offsets are carried; elsewhere the same value is written to all, which KVM
+ * treats as synchronisation.
+ */
+#ifndef GODWIT_CLOCK_H
+#define GODWIT_CLOCK_H
+
+#include <stdint.h>
+
+#include "log.h"
+#include "sbuf.h"
+#include "vm.h"
+
+struct vm_clock {
+	uint64_t read_at_ns; /* now_ns() of the instant; this host's, not on the wire */
+	uint64_t elapsed_ns; /* time since the instant, when this was sent */
+	uint64_t kvmclock_ns;
+	uint64_t tsc_khz;
+	uint32_t n;    /* vCPUs */
+	uint64_t *tsc; /* of each vCPU at the instant */
+};
+
+/* Reads the clocks of a stopped machine. clock_free() it. -errno with the cause in err. */
+int clock_read(struct vm *vm, struct vm_clock *c, struct errmsg *err);
+
+/*
+ * Sets them to what they show elapsed_ns after the instant (the caller's sum). The machine is
+ * stopped and has never run here. -ENOTSUP when this host cannot give the guest its TSC frequency
+ * (more than 250 ppm off and no scaling).
+ */
+int clock_set(struct vm *vm, const struct vm_clock *c, uint64_t elapsed_ns, struct errmsg *err);
+
+void clock_fields(struct vm_clock *c, struct sbuf *s);
+void clock_free(struct vm_clock *c);
+
+#endif

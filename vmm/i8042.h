@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What is left of the keyboard controller (ports 0x60 and 0x64): command 0xfe resets the machine;
+ * nothing else is attached.
+ */
+#ifndef GODWIT_I8042_H
+#define GODWIT_I8042_H
+
+#include "device.h"
+
+extern const struct device_ops i8042_ops; /* config: NULL */
+
+#endif

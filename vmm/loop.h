@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Event loop on io_uring, run by the main thread.
+ *
+ * Theory of operation: whatever is waited for is a struct loop_op inside the structure that waits;
+ * its done() runs on the loop's thread when the operation ends. One operation is pending per
+ * loop_op at a time. Any io_uring operation can be prepared on the SQE of loop_sqe(), so disks
+ * and sockets need nothing more than this. Other threads hand work over with loop_post().
+ */
+#ifndef GODWIT_LOOP_H
+#define GODWIT_LOOP_H
+
+#include <liburing.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct loop_op;
+
+/* res is the CQE's result: a count, a poll mask, or -errno (-ETIME for a timer that expired). */
+typedef void loop_done_fn(struct loop_op *op, int32_t res);
+
+struct loop_op {
+	loop_done_fn *done;
+	bool pending;
+	struct __kernel_timespec ts; /* of a timer: the kernel reads it after submission */
+};
+
+/* Work for the loop's thread, from another thread. Owned by the poster; free again once run() runs.
+ */
+struct loop_task {
+	void (*run)(struct loop_task *task);
+	struct loop_task *next;
+	bool queued;
+};
+
+struct loop {
+	struct io_uring ring;
+	struct loop_op wake_op;
+	int wake_fd;
+	uint64_t wake_buf;
+	bool running;
+	pthread_mutex_t lock; /* guards tasks */
+	struct loop_task *tasks, **tasks_tail;
+};
+
+/* 0 or -errno (-ENOSYS, -EPERM where io_uring is not there or not allowed). */
+int loop_init(struct loop *l);
+void loop_destroy(struct loop *l);
+
+/*
+ * An SQE bound to op; prepare it with io_uring_prep_*() at once. It is submitted when the loop
+ * next waits. Never NULL: a full queue is submitted first. op must not be pending.
+ */
+struct io_uring_sqe *loop_sqe(struct loop *l, struct loop_op *op);
+
+/* One-shot poll for mask (POLLIN, POLLOUT): res of done() is the mask that came true. */
+void loop_poll(struct loop *l, struct loop_op *op, int fd, unsigned mask);
+
+/* One-shot timer; done() gets -ETIME when it expires, -ECANCELED when cancelled. */
+void loop_timer(struct loop *l, struct loop_op *op, uint64_t ns);
+
+/* Asks a pending op to end; its done() still runs, with -ECANCELED or with its result. */
+void loop_cancel(struct loop *l, struct loop_op *op);
+
+/* Queues task for the loop's thread; any thread may call it. A task already queued stays once. */
+void loop_post(struct loop *l, struct loop_task *task);
+
+/* Takes task back if it has not run yet. Loop's thread only. */
+void loop_unpost(struct loop *l, struct loop_task *task);
+
+/* Runs until loop_stop(). 0 or -errno. */
+int loop_run(struct loop *l);
+
+/* Waits for events once, at most timeout_ns (UINT64_MAX: for ever), and runs what came. */
+int loop_step(struct loop *l, uint64_t timeout_ns);
+
+/* Makes loop_run() return after the present batch. Loop's thread only. */
+void loop_stop(struct loop *l);
+
+#endif
