@@ -34,9 +34,14 @@ struct vm_clock {
 int clock_read(struct vm *vm, struct vm_clock *c, struct errmsg *err);
 
 /*
+ * Gives a machine that has not run the TSC frequency its guest knows. -ENOTSUP when this host
+ * cannot: more than 250 ppm off and no scaling. 0 kHz: unknown, nothing is done.
+ */
+int clock_take_frequency(struct vm *vm, uint64_t tsc_khz, struct errmsg *err);
+
+/*
  * Sets them to what they show elapsed_ns after the instant (the caller's sum). The machine is
- * stopped and has never run here. -ENOTSUP when this host cannot give the guest its TSC frequency
- * (more than 250 ppm off and no scaling).
+ * stopped and has never run here. -errno with the cause in err.
  */
 int clock_set(struct vm *vm, const struct vm_clock *c, uint64_t elapsed_ns, struct errmsg *err);
 

@@ -44,6 +44,12 @@ void cpuid_for_vcpu(struct cpuid *out, const struct cpuid *c, unsigned id, unsig
  */
 int cpuid_check(const struct cpuid *c, const struct cpuid *host, struct errmsg *err);
 
+/* The frequency leaf 0x40000010 of a table that has it still empty. */
+void cpuid_set_tsc_khz(struct cpuid *c, uint32_t khz);
+
+/* KVM_SET_CPUID2 on a vCPU. 0 or -errno. */
+int cpuid_set(int vcpu_fd, const struct cpuid *c);
+
 void cpuid_fields(struct cpuid *c, struct sbuf *s);
 
 /* Entry of a leaf, or NULL. */

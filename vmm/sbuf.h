@@ -72,6 +72,17 @@ void sb_i64(struct sbuf *s, int64_t *v);
 void sb_bool(struct sbuf *s, bool *v); /* loading anything but 0 and 1 is -EPROTO */
 void sb_bytes(struct sbuf *s, void *buf, size_t len);
 
+/*
+ * Any integer lvalue of 8, 4, 2 or 1 bytes in 64, 32, 16 or 8 bits: the kernel's __u64 is another
+ * type than uint64_t, so its address must not be passed to sb_u64().
+ */
+#define sb_int(s, lvalue, bits)                                                                    \
+	do {                                                                                       \
+		uint##bits##_t sb_tmp = (lvalue);                                                  \
+		sb_u##bits((s), &sb_tmp);                                                          \
+		(lvalue) = sb_tmp;                                                                 \
+	} while (0)
+
 /* A u32 that must be min..max, -ERANGE when loading another one: for indices and counts. */
 void sb_u32_range(struct sbuf *s, uint32_t *v, uint32_t min, uint32_t max);
 

@@ -81,6 +81,9 @@ struct vm {
 	pthread_cond_t changed; /* a vCPU parked, or the reasons changed */
 	unsigned pause_reasons;
 	unsigned n_parked;
+	unsigned n_started; /* vCPU threads that exist */
+	bool quit;	    /* vCPU threads end */
+	uint64_t tsc_khz;   /* of the guest's TSC */
 	enum vm_end end;
 	struct errmsg end_why;
 	struct loop_task end_task;

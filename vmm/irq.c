@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * KVM_GET/SET_IRQCHIP moves a union of chip states as the kernel lays them out; here each chip is
+ * taken apart into its fields, so that the wire does not depend on a kernel header.
+ */
+#include "irq.h"
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <string.h>
+
+#include "kvm.h"
+
+void irq_set(const struct irq_line *line, bool level)
+{
+	struct kvm_irq_level l = {.irq = line->gsi, .level = level};
+
+	/* Fails only for a line that does not exist, which vm_irq()'s callers do not make up. */
+	kvm_ioctl_ptr(line->vm_fd, KVM_IRQ_LINE, &l);
+}
+
+int irqchip_init(int vm_fd, struct errmsg *err)
+{
+	struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
+	int ret;
+
+	ret = kvm_ioctl(vm_fd, KVM_CREATE_IRQCHIP, 0);
+	if (ret)
+		return errmsg_set(err, ret, "KVM_CREATE_IRQCHIP: %s", strerror(-ret));
+	ret = kvm_ioctl_ptr(vm_fd, KVM_CREATE_PIT2, &pit);
+	if (ret)
+		return errmsg_set(err, ret, "KVM_CREATE_PIT2: %s", strerror(-ret));
+	return 0;
+}
+
+static void pic_fields(struct kvm_pic_state *p, struct sbuf *s)
+{
+	sb_u8(s, &p->last_irr);
+	sb_u8(s, &p->irr);
+	sb_u8(s, &p->imr);
+	sb_u8(s, &p->isr);
+	sb_u8(s, &p->priority_add);
+	sb_u8(s, &p->irq_base);
+	sb_u8(s, &p->read_reg_select);
+	sb_u8(s, &p->poll);
+	sb_u8(s, &p->special_mask);
+	sb_u8(s, &p->init_state);
+	sb_u8(s, &p->auto_eoi);
+	sb_u8(s, &p->rotate_on_auto_eoi);
+	sb_u8(s, &p->special_fully_nested_mode);
+	sb_u8(s, &p->init4);
+	sb_u8(s, &p->elcr);
+	sb_u8(s, &p->elcr_mask);
+}
+
+static void ioapic_fields(struct kvm_ioapic_state *io, struct sbuf *s)
+{
+	sb_int(s, io->base_address, 64);
+	sb_u32(s, &io->ioregsel);
+	sb_u32(s, &io->id);
+	sb_u32(s, &io->irr);
+	for (unsigned i = 0; i < KVM_IOAPIC_NUM_PINS; i++)
+		sb_int(s, io->redirtbl[i].bits, 64);
+}
+
+void irqchip_fields(int vm_fd, struct sbuf *s)
+{
+	for (uint32_t id = KVM_IRQCHIP_PIC_MASTER; id <= KVM_IRQCHIP_IOAPIC; id++) {
+		struct kvm_irqchip chip = {.chip_id = id};
+		int ret;
+
+		/* When loading, what is not in the field list keeps the value of a fresh chip. */
+		ret = kvm_ioctl_ptr(vm_fd, KVM_GET_IRQCHIP, &chip);
+		if (ret)
+			sb_fail(s, ret);
+		if (id == KVM_IRQCHIP_IOAPIC)
+			ioapic_fields(&chip.chip.ioapic, s);
+		else
+			pic_fields(&chip.chip.pic, s);
+		if (s->loading && !s->err) {
+			ret = kvm_ioctl_ptr(vm_fd, KVM_SET_IRQCHIP, &chip);
+			if (ret)
+				sb_fail(s, ret);
+		}
+	}
+}
+
+void pit_fields(int vm_fd, struct sbuf *s)
+{
+	struct kvm_pit_state2 pit = {0};
+	int64_t now = (int64_t)now_ns();
+	int ret;
+
+	ret = kvm_ioctl_ptr(vm_fd, KVM_GET_PIT2, &pit);
+	if (ret)
+		sb_fail(s, ret);
+	for (unsigned i = 0; i < ARRAY_SIZE(pit.channels); i++) {
+		struct kvm_pit_channel_state *c = &pit.channels[i];
+		/* count_load_time is this host's clock: on the wire it is an age. */
+		int64_t age = now - c->count_load_time;
+
+		sb_u32(s, &c->count);
+		sb_u16(s, &c->latched_count);
+		sb_u8(s, &c->count_latched);
+		sb_u8(s, &c->status_latched);
+		sb_u8(s, &c->status);
+		sb_u8(s, &c->read_state);
+		sb_u8(s, &c->write_state);
+		sb_u8(s, &c->write_latch);
+		sb_u8(s, &c->rw_mode);
+		sb_u8(s, &c->mode);
+		sb_u8(s, &c->bcd);
+		sb_u8(s, &c->gate);
+		sb_i64(s, &age);
+		c->count_load_time = now - age;
+	}
+	sb_u32(s, &pit.flags);
+	if (s->loading && !s->err) {
+		ret = kvm_ioctl_ptr(vm_fd, KVM_SET_PIT2, &pit);
+		if (ret)
+			sb_fail(s, ret);
+	}
+}

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT */
+#include "loop.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "util.h"
+
+#define LOOP_ENTRIES 256
+
+static void arm_wake(struct loop *l);
+
+/* Runs what other threads have posted; each task may be posted again by the time it runs. */
+static void run_tasks(struct loop *l)
+{
+	struct loop_task *t;
+
+	for (;;) {
+		pthread_mutex_lock(&l->lock);
+		t = l->tasks;
+		if (t) {
+			l->tasks = t->next;
+			if (!l->tasks)
+				l->tasks_tail = &l->tasks;
+			t->queued = false;
+		}
+		pthread_mutex_unlock(&l->lock);
+		if (!t)
+			return;
+		t->run(t);
+	}
+}
+
+static void on_wake(struct loop_op *op, int32_t res)
+{
+	struct loop *l = container_of(op, struct loop, wake_op);
+
+	if (res == -ECANCELED)
+		return;
+	arm_wake(l);
+	run_tasks(l);
+}
+
+static void arm_wake(struct loop *l)
+{
+	l->wake_op.done = on_wake;
+	io_uring_prep_read(loop_sqe(l, &l->wake_op), l->wake_fd, &l->wake_buf, sizeof(l->wake_buf),
+			   0);
+}
+
+int loop_init(struct loop *l)
+{
+	int ret;
+
+	memset(l, 0, sizeof(*l));
+	l->tasks_tail = &l->tasks;
+	l->wake_fd = eventfd(0, EFD_CLOEXEC);
+	if (l->wake_fd < 0)
+		return -errno;
+	ret = io_uring_queue_init(LOOP_ENTRIES, &l->ring, 0);
+	if (ret) {
+		close(l->wake_fd);
+		return ret;
+	}
+	pthread_mutex_init(&l->lock, NULL);
+	arm_wake(l);
+	return 0;
+}
+
+void loop_destroy(struct loop *l)
+{
+	io_uring_queue_exit(&l->ring);
+	close(l->wake_fd);
+	pthread_mutex_destroy(&l->lock);
+}
+
+static struct io_uring_sqe *get_sqe(struct loop *l)
+{
+	struct io_uring_sqe *sqe;
+
+	while (!(sqe = io_uring_get_sqe(&l->ring)))
+		io_uring_submit(&l->ring);
+	return sqe;
+}
+
+struct io_uring_sqe *loop_sqe(struct loop *l, struct loop_op *op)
+{
+	struct io_uring_sqe *sqe = get_sqe(l);
+
+	op->pending = true;
+	/* io_uring_prep_*() clears the SQE but leaves user_data alone. */
+	io_uring_sqe_set_data(sqe, op);
+	return sqe;
+}
+
+void loop_poll(struct loop *l, struct loop_op *op, int fd, unsigned mask)
+{
+	io_uring_prep_poll_add(loop_sqe(l, op), fd, mask);
+}
+
+void loop_timer(struct loop *l, struct loop_op *op, uint64_t ns)
+{
+	op->ts.tv_sec = (long long)(ns / NS_PER_SEC);
+	op->ts.tv_nsec = (long long)(ns % NS_PER_SEC);
+	io_uring_prep_timeout(loop_sqe(l, op), &op->ts, 0, 0);
+}
+
+void loop_cancel(struct loop *l, struct loop_op *op)
+{
+	struct io_uring_sqe *sqe;
+
+	if (!op->pending)
+		return;
+	sqe = get_sqe(l);
+	io_uring_prep_cancel(sqe, op, 0);
+	io_uring_sqe_set_data(sqe, NULL);
+}
+
+void loop_post(struct loop *l, struct loop_task *task)
+{
+	uint64_t one = 1;
+	bool was_queued;
+
+	pthread_mutex_lock(&l->lock);
+	was_queued = task->queued;
+	if (!was_queued) {
+		task->queued = true;
+		task->next = NULL;
+		*l->tasks_tail = task;
+		l->tasks_tail = &task->next;
+	}
+	pthread_mutex_unlock(&l->lock);
+	if (!was_queued)
+		(void)!write(l->wake_fd, &one, sizeof(one));
+}
+
+void loop_unpost(struct loop *l, struct loop_task *task)
+{
+	pthread_mutex_lock(&l->lock);
+	if (task->queued) {
+		struct loop_task **p = &l->tasks;
+
+		while (*p != task)
+			p = &(*p)->next;
+		*p = task->next;
+		if (!*p)
+			l->tasks_tail = p;
+		task->queued = false;
+	}
+	pthread_mutex_unlock(&l->lock);
+}
+
+static void run_completions(struct loop *l)
+{
+	struct io_uring_cqe *cqe;
+
+	while (io_uring_peek_cqe(&l->ring, &cqe) == 0) {
+		struct loop_op *op = io_uring_cqe_get_data(cqe);
+		int32_t res = cqe->res;
+
+		io_uring_cqe_seen(&l->ring, cqe);
+		if (!op)
+			continue;
+		op->pending = false;
+		op->done(op, res);
+	}
+}
+
+int loop_step(struct loop *l, uint64_t timeout_ns)
+{
+	struct __kernel_timespec ts = {
+		.tv_sec = (long long)(timeout_ns / NS_PER_SEC),
+		.tv_nsec = (long long)(timeout_ns % NS_PER_SEC),
+	};
+	struct io_uring_cqe *cqe;
+	int ret;
+
+	ret = io_uring_submit_and_wait_timeout(&l->ring, &cqe, 1,
+					       timeout_ns == UINT64_MAX ? NULL : &ts, NULL);
+	if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN)
+		return ret;
+	run_completions(l);
+	return 0;
+}
+
+int loop_run(struct loop *l)
+{
+	int ret = 0;
+
+	l->running = true;
+	while (l->running && ret == 0)
+		ret = loop_step(l, UINT64_MAX);
+	return ret;
+}
+
+void loop_stop(struct loop *l)
+{
+	l->running = false;
+}

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: MIT */
+#include "ram.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int ram_init(struct ram *ram, uint64_t size, struct errmsg *err)
+{
+	char text[32];
+	uint64_t words;
+	int ret;
+
+	memset(ram, 0, sizeof(*ram));
+	ram->fd = -1;
+	if (size < RAM_MIN || size % PAGE_SIZE)
+		return errmsg_set(err, -EINVAL,
+				  "RAM size %llu: must be at least 16M and whole 4 KiB pages",
+				  (unsigned long long)size);
+	format_size(text, sizeof(text), size);
+	ram->size = size;
+	ram->npages = size / PAGE_SIZE;
+
+	ram->fd = memfd_create("godwit-ram", MFD_CLOEXEC);
+	if (ram->fd < 0) {
+		ret = errmsg_set(err, -errno, "memfd for guest RAM: %s", strerror(errno));
+		goto fail;
+	}
+	if (size > INT64_MAX || ftruncate(ram->fd, (off_t)size)) {
+		ret = errmsg_set(err, -ENOMEM,
+				 "this host refuses %s of guest RAM: %s; use a smaller -m", text,
+				 strerror(size > INT64_MAX ? EFBIG : errno));
+		goto fail;
+	}
+	ram->host =
+		mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, ram->fd, 0);
+	if (ram->host == MAP_FAILED) {
+		ram->host = NULL;
+		ret = errmsg_set(err, -ENOMEM,
+				 "this host refuses to map %s of guest RAM: %s; use a smaller -m",
+				 text, strerror(errno));
+		goto fail;
+	}
+	/* Guest RAM is of no use in a core file, and would fill the disk. */
+	madvise(ram->host, size, MADV_DONTDUMP);
+
+	/* mmap, so that the bitmap of a huge guest costs nothing until it is touched. */
+	words = ALIGN_UP(ram->npages, 64ULL) / 64;
+	ram->own_dirty = mmap(NULL, words * 8, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (ram->own_dirty == MAP_FAILED) {
+		ram->own_dirty = NULL;
+		ret = errmsg_set(err, -ENOMEM, "no memory for the dirty bitmap of %s of guest RAM",
+				 text);
+		goto fail;
+	}
+
+	ram->region[0] = (struct ram_region){.size = MIN(size, RAM_LOW_MAX), .host = ram->host};
+	ram->nregions = 1;
+	if (size > RAM_LOW_MAX) {
+		ram->region[1] = (struct ram_region){
+			.gpa = RAM_HIGH_BASE,
+			.size = size - RAM_LOW_MAX,
+			.offset = RAM_LOW_MAX,
+			.host = ram->host + RAM_LOW_MAX,
+		};
+		ram->nregions = 2;
+	}
+	return 0;
+fail:
+	ram_destroy(ram);
+	return ret;
+}
+
+void ram_destroy(struct ram *ram)
+{
+	if (ram->own_dirty)
+		munmap((void *)ram->own_dirty, ALIGN_UP(ram->npages, 64ULL) / 8);
+	if (ram->host)
+		munmap(ram->host, ram->size);
+	if (ram->fd >= 0)
+		close(ram->fd);
+	memset(ram, 0, sizeof(*ram));
+	ram->fd = -1;
+}
+
+uint64_t ram_end_gpa(uint64_t size)
+{
+	return size > RAM_LOW_MAX ? RAM_HIGH_BASE + (size - RAM_LOW_MAX) : size;
+}
+
+/* The region and host address of a whole range, or NULL. */
+static uint8_t *lookup(const struct ram *ram, uint64_t gpa, uint64_t len, uint64_t *offset)
+{
+	for (unsigned i = 0; i < ram->nregions; i++) {
+		const struct ram_region *r = &ram->region[i];
+
+		if (gpa < r->gpa || gpa - r->gpa > r->size || len > r->size - (gpa - r->gpa))
+			continue;
+		*offset = r->offset + (gpa - r->gpa);
+		return r->host + (gpa - r->gpa);
+	}
+	return NULL;
+}
+
+const void *ram_ptr(const struct ram *ram, uint64_t gpa, uint64_t len)
+{
+	uint64_t offset;
+
+	return lookup(ram, gpa, len, &offset);
+}
+
+/*
+ * Our own stores are dirty too. The mark comes after the store: a page that is copied between
+ * the two is copied again, the other way round the store could be missed.
+ */
+static void mark_dirty(struct ram *ram, uint64_t offset, uint64_t len)
+{
+	if (len == 0)
+		return;
+	for (uint64_t page = offset / PAGE_SIZE; page <= (offset + len - 1) / PAGE_SIZE; page++)
+		atomic_fetch_or_explicit(&ram->own_dirty[page / 64], 1ULL << (page % 64),
+					 memory_order_release);
+}
+
+int ram_read(const struct ram *ram, uint64_t gpa, void *buf, uint64_t len)
+{
+	const void *p = ram_ptr(ram, gpa, len);
+
+	if (!p)
+		return -EFAULT;
+	memcpy(buf, p, len);
+	return 0;
+}
+
+int ram_write(struct ram *ram, uint64_t gpa, const void *buf, uint64_t len)
+{
+	uint64_t offset;
+	uint8_t *p = lookup(ram, gpa, len, &offset);
+
+	if (!p)
+		return -EFAULT;
+	memcpy(p, buf, len);
+	mark_dirty(ram, offset, len);
+	return 0;
+}
+
+int ram_zero(struct ram *ram, uint64_t gpa, uint64_t len)
+{
+	uint64_t offset;
+	uint8_t *p = lookup(ram, gpa, len, &offset);
+
+	if (!p)
+		return -EFAULT;
+	memset(p, 0, len);
+	mark_dirty(ram, offset, len);
+	return 0;
+}
+
+int ram_write_file(struct ram *ram, uint64_t gpa, int fd, uint64_t file_offset, uint64_t len)
+{
+	uint64_t offset;
+	uint8_t *p = lookup(ram, gpa, len, &offset);
+	int ret;
+
+	if (!p)
+		return -EFAULT;
+	ret = pread_exact(fd, p, len, file_offset);
+	mark_dirty(ram, offset, len);
+	return ret;
+}
+
+int ram_write_page(struct ram *ram, uint64_t index, const void *data)
+{
+	if (index >= ram->npages)
+		return -EFAULT;
+	memcpy(ram->host + index * PAGE_SIZE, data, PAGE_SIZE);
+	mark_dirty(ram, index * PAGE_SIZE, PAGE_SIZE);
+	return 0;
+}
+
+int ram_zero_pages(struct ram *ram, uint64_t index, uint64_t n)
+{
+	if (index >= ram->npages || n > ram->npages - index)
+		return -EFAULT;
+	if (fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		      (off_t)(index * PAGE_SIZE), (off_t)(n * PAGE_SIZE)))
+		return -errno;
+	mark_dirty(ram, index * PAGE_SIZE, n * PAGE_SIZE);
+	return 0;
+}
+
+bool ram_next_populated(const struct ram *ram, uint64_t *index, uint64_t *n)
+{
+	off_t start, end;
+
+	if (*index >= ram->npages)
+		return false;
+	start = lseek(ram->fd, (off_t)(*index * PAGE_SIZE), SEEK_DATA);
+	if (start < 0 && errno == ENXIO)
+		return false;
+	end = start < 0 ? -1 : lseek(ram->fd, start, SEEK_HOLE);
+	if (end < 0) {
+		/* Without SEEK_DATA every page may hold something. */
+		*n = ram->npages - *index;
+		return true;
+	}
+	*index = (uint64_t)start / PAGE_SIZE;
+	*n = ALIGN_UP((uint64_t)end, PAGE_SIZE) / PAGE_SIZE - *index;
+	return true;
+}
