@@ -125,10 +125,15 @@ int clock_take_frequency(struct vm *vm, uint64_t tsc_khz, struct errmsg *err)
 	return 0;
 }
 
-int clock_set(struct vm *vm, const struct vm_clock *c, uint64_t elapsed_ns, struct errmsg *err)
+/* Time from the instant to `at`. */
+static uint64_t since(const struct vm_clock *c, uint64_t at)
+{
+	return at > c->read_at_ns ? at - c->read_at_ns : 0;
+}
+
+int clock_set(struct vm *vm, const struct vm_clock *c, struct errmsg *err)
 {
 	struct kvm_clock_data data = {0};
-	uint64_t start = now_ns();
 	uint64_t shown, at, offset, first;
 	int ret;
 
@@ -142,7 +147,7 @@ int clock_set(struct vm *vm, const struct vm_clock *c, uint64_t elapsed_ns, stru
 		ret = tsc_at(vm, &shown, &at);
 		if (ret)
 			return errmsg_set(err, ret, "reading the TSC: %s", strerror(-ret));
-		due = c->tsc[0] + cycles(elapsed_ns + (at - start), c->tsc_khz);
+		due = c->tsc[0] + cycles(since(c, at), c->tsc_khz);
 		first = offset + (due - shown);
 		for (unsigned i = 0; i < c->n && ret == 0; i++) {
 			offset = first + (c->tsc[i] - c->tsc[0]);
@@ -150,7 +155,7 @@ int clock_set(struct vm *vm, const struct vm_clock *c, uint64_t elapsed_ns, stru
 		}
 	} else {
 		/* One value for all: KVM sees writes that agree and keeps the vCPUs in step. */
-		shown = c->tsc[0] + cycles(elapsed_ns, c->tsc_khz);
+		shown = c->tsc[0] + cycles(since(c, now_ns()), c->tsc_khz);
 		ret = 0;
 		for (unsigned i = 0; i < c->n && ret == 0; i++)
 			ret = msr_set(vm->vcpu[i].fd, MSR_TSC, shown);
@@ -158,7 +163,7 @@ int clock_set(struct vm *vm, const struct vm_clock *c, uint64_t elapsed_ns, stru
 	if (ret)
 		return errmsg_set(err, ret, "setting the TSC: %s", strerror(-ret));
 
-	data.clock = c->kvmclock_ns + elapsed_ns + (now_ns() - start);
+	data.clock = c->kvmclock_ns + since(c, now_ns());
 	ret = kvm_ioctl_ptr(vm->vm_fd, KVM_SET_CLOCK, &data);
 	if (ret)
 		return errmsg_set(err, ret, "KVM_SET_CLOCK: %s", strerror(-ret));
@@ -167,7 +172,7 @@ int clock_set(struct vm *vm, const struct vm_clock *c, uint64_t elapsed_ns, stru
 
 void clock_fields(struct vm_clock *c, struct sbuf *s)
 {
-	sb_u64(s, &c->elapsed_ns);
+	sb_u64(s, &c->read_at_ns);
 	sb_u64(s, &c->kvmclock_ns);
 	sb_u64(s, &c->tsc_khz);
 	sb_u32_range(s, &c->n, 1, VM_MAX_VCPUS);

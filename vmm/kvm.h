@@ -24,21 +24,36 @@ extern const struct kvm_need kvm_needs[];
 struct kvm_caps {
 	int max_vcpus;
 	int mmap_size;	/* of struct kvm_run */
-	int xsave_size; /* bytes of KVM_GET_XSAVE2, 0 where only the 4 KiB call is there; set per VM
-			 */
-	bool manual_protect; /* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
-	bool initially_set;  /* with KVM_DIRTY_LOG_INITIALLY_SET */
-	bool tsc_control;
+	int xsave_size; /* bytes of KVM_GET_XSAVE2, 0 where only the 4 KiB call is there; a VM may
+			 * give another value */
+	bool manual_protect;	/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
+	bool initially_set;	/* with KVM_DIRTY_LOG_INITIALLY_SET */
+	bool tsc_control;	/* KVM can give a guest another TSC frequency than the host's */
+	const char *no_migrate; /* first for_migration need that is missing, or NULL */
 };
 
 /* ioctl that goes on after EINTR and gives -errno. */
 int kvm_ioctl(int fd, unsigned long request, uintptr_t arg);
 #define kvm_ioctl_ptr(fd, req, ptr) kvm_ioctl(fd, req, (uintptr_t)(ptr))
 
+/* KVM_CHECK_EXTENSION on /dev/kvm or on a VM: 0 when it is not there, else its value. */
+int kvm_check_cap(int fd, int cap);
+
 /*
- * Opens /dev/kvm and checks API version and every need. The fd, or -errno with the cause and the
- * remedy in err.
+ * Opens /dev/kvm, checks API version and every need, fills caps. The fd, or -errno with the cause
+ * and the remedy in err: -ENOENT, -ENXIO or -ENODEV (no KVM here), -EACCES, -EPROTONOSUPPORT (API
+ * version), -ENOTSUP (a capability that running needs). Without one that only migration needs the
+ * call succeeds and caps->no_migrate names it.
  */
 int kvm_open(struct kvm_caps *caps, struct errmsg *err);
+
+/*
+ * The parts of kvm_open(), for who wants to look closer. Opens path and checks the API version;
+ * cause and remedy apart when it fails.
+ */
+int kvm_open_path(const char *path, struct errmsg *cause, struct errmsg *remedy);
+
+/* Fills caps from an open fd, as far as they are there even on an error, and checks the needs. */
+int kvm_read_caps(int kvm_fd, struct kvm_caps *caps, struct errmsg *err);
 
 #endif

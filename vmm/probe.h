@@ -19,7 +19,7 @@ enum probe_result {
 };
 
 struct probe_item {
-	const char *name; /* short and stable, also the JSON key: "ring0", "dirty-ring" */
+	const char *name; /* short and stable, also in JSON: "ring0-speed", "dirty-ring" */
 	enum probe_result result;
 	bool needed_run;   /* bare guests cannot run without it */
 	bool needed_linux; /* Linux guests cannot run without it */
@@ -40,6 +40,9 @@ struct probe_report {
 
 /* Runs every probe; under a second or so. Never fails as a whole: what fails is an item. */
 void probe_all(struct probe_report *r);
+
+/* The same with another device than /dev/kvm. */
+void probe_all_with(const char *kvm_path, struct probe_report *r);
 
 /*
  * Can this KVM run Linux: ring 0 at native speed, with int3 and friends? Runs a tiny guest;

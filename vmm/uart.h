@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* 16550A UART at COM1 (ports 0x3f8-0x3ff, ISA interrupt 4). */
+/*
+ * 16550A UART at COM1 (ports 0x3f8-0x3ff, ISA interrupt 4), after the National Semiconductor
+ * PC16550D data sheet. Its line is a channel (chan.h).
+ */
 #ifndef GODWIT_UART_H
 #define GODWIT_UART_H
 
@@ -12,6 +15,6 @@ struct uart_config {
 	struct chan *chan; /* the owner's; outlives the device */
 };
 
-extern const struct device_ops uart_ops;
+extern const struct device_ops uart_ops; /* config: struct uart_config */
 
 #endif

@@ -177,7 +177,7 @@ ap64:
 	ud2
 
 /*
- * --- Leaving ring 0 for good: rt_enter_ring3(stack, fn, arg, by_sysexit). ---
+ * --- Leaving ring 0 for good: rt_enter_ring3(stack, fn, arg, by_sysexit, rflags). ---
  *
  * SYSEXIT keeps the flags POPF has set.  That matters on hosts that emulate ring 0: there an IOPL
  * given to IRETQ is lost, and with it port I/O.  Processors that have no 64-bit SYSEXIT (AMD) get
@@ -185,26 +185,26 @@ ap64:
  */
 	.globl	rt_enter_ring3
 rt_enter_ring3:
-	movq	%rdx, %r8		/* arg */
-	movl	%ecx, %r9d		/* by_sysexit */
+	leaq	-8(%rdi), %r11
+	leaq	park(%rip), %rax	/* where fn returns to */
+	movq	%rax, (%r11)
 	movq	%rsi, %r10		/* fn */
-	leaq	-8(%rdi), %r11		/* as after a call, for the stack's alignment */
-	movq	%r8, %rdi
-	pushfq
-	orq	$0x3000, (%rsp)		/* IOPL 3 */
-	testl	%r9d, %r9d
+	movq	%rdx, %rdi		/* arg */
+	testl	%ecx, %ecx
 	jz	1f
-	popfq
 	movq	%r11, %rcx
 	movq	%r10, %rdx
+	pushq	%r8
+	popfq
 	sysexitq
-1:	popq	%rax
-	pushq	$(SEL_UDATA | 3)
+1:	pushq	$(SEL_UDATA | 3)
 	pushq	%r11
-	pushq	%rax
+	pushq	%r8
 	pushq	$(SEL_UCODE | 3)
 	pushq	%r10
 	iretq
+park:	pause				/* HLT is for ring 0 */
+	jmp	park
 
 /*
  * --- Interrupts and exceptions. ---

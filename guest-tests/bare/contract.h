@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The serial contract of the bare payloads: what they are told on the command line, what they
+ * print on COM1, and which bytes sent to COM1 they obey.  Shared by the payloads and by the tests
+ * that boot them, so it holds nothing but macros.
+ *
+ * Lines end in "\n".  A line starts with the payload's name; what follows is a word or
+ * key=value pairs, separated by one space.  The *_FMT strings serve printf in the payload and
+ * sscanf in the test (unsigned long for %lu and %lx, int for %d; no newline in them).  New pairs
+ * may be appended to a line later, so a reader looks keys up by name or matches a prefix.
+ *
+ * The last line of a run is either
+ *
+ *     <name> done ...      the payload has ended as asked; it powers off
+ *     <name> panic ...     it cannot go on; it powers off
+ *
+ * and, for payloads that a host may not be able to run, `<name> skip why="..."` followed by
+ * `<name> done`.  A payload that neither prints such a line nor reports is stuck.
+ *
+ * Command line: space-separated key=value.  Sizes and counts take the suffixes K, M, G (powers of
+ * 1024).  Unknown keys are ignored (loaders add their own); a value that cannot be read is a panic.
+ * Understood by every payload:
+ *
+ *     ring=0|3        run the payload in this ring; without it the payload measures ring 0 and
+ *                     leaves it where the host emulates it
+ *     tsc_khz=N       frequency of the TSC, instead of what the platform says
+ *     secs=N          end by itself after N seconds as if `q` had come; 0, the default: never
+ *                     (hello, which ends at once anyhow, does not look at it)
+ */
+#ifndef GODWIT_BARE_CONTRACT_H
+#define GODWIT_BARE_CONTRACT_H
+
+/* --- Every payload --- */
+
+/* An exception: vector, its error code, where, the faulting address, and the ring it came from. */
+#define BARE_PANIC_TRAP_FMT "panic vector=%lu err=0x%lx rip=0x%lx cr2=0x%lx ring=%lu"
+/* Anything else: `<name> panic why="..."`. */
+#define BARE_PANIC_WHY_FMT "panic why=\"%s\""
+/* The host cannot run this payload: `<name> skip why="..."`, then `<name> done`. */
+#define BARE_SKIP_FMT "skip why=\"%s\""
+
+/* `<name> error ...` lines that a payload prints at most; it goes on counting. */
+#define BARE_MAX_ERRORS	20
+
+/* Bytes to send to COM1. A payload looks for one about every 5 ms. */
+#define BARE_CMD_RESET	'z'	/* forget the gaps seen so far (dirty, smp, timer) */
+#define BARE_CMD_REPORT	'r'	/* print the periodic line now */
+#define BARE_CMD_VERIFY	'v'	/* check everything now (dirty, smp, fpu) */
+#define BARE_CMD_QUIT	'q'	/* check everything, print `done`, power off */
+
+/*
+ * --- hello ---
+ *
+ *     hello cmdline="<as received>" ram=<bytes> ring=<0|3> tsc_khz=<n> tsc_from=<word> cpus=<n>
+ *     hello done
+ *
+ * ram: what the memory map calls RAM. cpus: what the MADT lists as usable; 1 without one.
+ * The command line is printed as it came; it ends at the last `" ram=` of the line.
+ * With echo=1 hello sends back what it receives, byte for byte, until `q`.
+ */
+#define BARE_HELLO_FMT "hello cmdline=\"%s\" ram=%lu ring=%lu tsc_khz=%lu tsc_from=%s cpus=%lu"
+
+/*
+ * --- dirty ---
+ *
+ *     ws=SIZE         working set: pages with content that can be checked (64M)
+ *     hot=SIZE        the first part of it, which is rewritten round and round (= ws)
+ *     rate=SIZE       bytes of pages rewritten in a second, all CPUs together; 0: flat out (0)
+ *     kind=KIND       how a page is rewritten (new):
+ *           new         wholly new pseudo-random content each time
+ *           same        the same content stored again
+ *           few         8 bytes of the page change, at a place that moves
+ *           zero        random content A, all zeros, A, zeros, ...
+ *           flip        content A, content B, A, B, ...
+ *           idle        nothing is rewritten; the CPUs spin
+ *     check=sample|full   how much of a page's old content is checked before it is rewritten:
+ *                     eight words, of which one at least differs between any two generations next
+ *                     to each other, or all (sample when flat out, full when rate= is given)
+ *     cpus=N          CPUs that share the working set (1)
+ *     seed=N          of all content (1)
+ *     report=SECONDS  between two periodic lines; 0: none (1)
+ *     secs=N
+ *
+ * Output:
+ *
+ *     dirty ready ws=<bytes> hot=<bytes> kind=<kind> ring=<0|3> cpus=<n> tsc_khz=<n>
+ *     dirty t_ms=.. writes=.. mib_s=.. gap_us=.. errors=.. gap_at_ms=.. io_gap_us=..
+ *     dirty verify pages=.. errors=..
+ *     dirty done writes=.. gap_us=.. errors=..
+ *     dirty error page=.. want_gen=.. found=<gen|?> offset=.. want=0x.. got=0x..
+ *     dirty error clock cpu=.. back_ns=..
+ *     dirty error table page=.. gen=0x.. copy=0x..
+ *     dirty error count cpu=.. writes=.. table=..
+ *
+ * t_ms counts from `ready`. writes counts pages rewritten; mib_s is pages rewritten since the last
+ * line, in MiB a second of time passed, pauses included. errors counts all errors since the start;
+ * the first BARE_MAX_ERRORS are printed. `done` is printed after a full verification (which
+ * has its own verify line before it); errors= of `verify` is what that pass alone found.
+ *
+ * gap_us is the longest time between two consecutive readings of the clock by the same CPU since
+ * the start or the last `z`, whichever CPU saw it: what the guest itself saw of a pause. A CPU
+ * reads the clock after every page. Port I/O for the console is covered too, byte by byte, less
+ * the time such an access takes in the best case; io_gap_us is the longest gap that had port I/O
+ * in it. gap_at_ms is when (t_ms) the longest gap ended.
+ *
+ * want_gen is the generation the page should have, found the one nearby whose content is there.
+ */
+#define BARE_DIRTY_READY_FMT \
+	"dirty ready ws=%lu hot=%lu kind=%s ring=%lu cpus=%lu tsc_khz=%lu"
+#define BARE_DIRTY_REPORT_FMT \
+	"dirty t_ms=%lu writes=%lu mib_s=%lu gap_us=%lu errors=%lu gap_at_ms=%lu io_gap_us=%lu"
+#define BARE_DIRTY_VERIFY_FMT	"dirty verify pages=%lu errors=%lu"
+#define BARE_DIRTY_DONE_FMT	"dirty done writes=%lu gap_us=%lu errors=%lu"
+#define BARE_DIRTY_ERROR	"dirty error "
+
+/*
+ * --- smp ---
+ *
+ *     cpus=N          CPUs to use (all that the MADT lists)
+ *     pages=N         pages each CPU owns, checks and rewrites (16)
+ *     report=SECONDS  (1)
+ *     secs=N
+ *
+ * Output:
+ *
+ *     smp cpus=<n> ring=<0|3>
+ *     smp tick=.. min=.. max=.. errors=.. ipis=..
+ *     smp verify rounds=.. errors=..
+ *     smp done rounds=.. errors=.. ipis=..
+ *     smp error page cpu=.. page=.. offset=.. want=0x.. got=0x..
+ *     smp error pair cpu=..              two words kept under a lock disagree
+ *     smp error sum want=.. got=..       shared counters against each CPU's own
+ *     smp error tsc cpu=.. back_ns=..    a CPU reads an earlier clock than another before it
+ *     smp error ipi cpu=.. to=..         an interrupt sent to another CPU did not arrive
+ *     smp error stalled cpu=..           no round in five seconds of the boot CPU's running time
+ *
+ * The first line is printed when all CPUs run. A round is one pass of a CPU over its pages; min and
+ * max are the least and the most rounds a CPU has done since the last tick line. errors of `verify`
+ * is, as everywhere but with dirty, the count since the start.
+ */
+#define BARE_SMP_READY_FMT	"smp cpus=%lu ring=%lu"
+#define BARE_SMP_TICK_FMT	"smp tick=%lu min=%lu max=%lu errors=%lu ipis=%lu"
+#define BARE_SMP_VERIFY_FMT	"smp verify rounds=%lu errors=%lu"
+#define BARE_SMP_DONE_FMT	"smp done rounds=%lu errors=%lu ipis=%lu"
+#define BARE_SMP_ERROR		"smp error "
+
+/*
+ * --- fpu ---
+ *
+ *     vectors=sse|avx|avx512   the widest registers to use (the widest there are)
+ *     cpus=N          (1)
+ *     report=SECONDS  (1)
+ *     seed=N          (1)
+ *     secs=N
+ *
+ * Output:
+ *
+ *     fpu ready x87=1 sse=1 avx=<0|1> avx512=<0|1> ring=<0|3> cpus=<n>
+ *     fpu checks=.. errors=..
+ *     fpu done checks=.. errors=..
+ *     fpu error cpu=.. reg=<st|mxcsr|fcw|fsw|vec|k><n> want=0x.. got=0x..
+ *
+ * A check covers all registers, which were held for a millisecond. An error shows the first eight bytes
+ * that differ, at a multiple of eight bytes into the register.
+ */
+#define BARE_FPU_READY_FMT	"fpu ready x87=%lu sse=%lu avx=%lu avx512=%lu ring=%lu cpus=%lu"
+#define BARE_FPU_REPORT_FMT	"fpu checks=%lu errors=%lu"
+#define BARE_FPU_DONE_FMT	"fpu done checks=%lu errors=%lu"
+#define BARE_FPU_ERROR		"fpu error "
+
+/*
+ * --- timer ---
+ *
+ *     lapic=deadline|periodic|off     (deadline where the CPU has it, else periodic)
+ *     pit=auto|ioapic|pic|off         (auto: the I/O APIC, else the PICs, else none)
+ *     hz=N            ticks a second of each timer, 20 to 1000 (100)
+ *     idle=spin|halt  what the CPU does between ticks; halt only in ring 0 (spin)
+ *     report=SECONDS  (1)
+ *     secs=N
+ *
+ * Output:
+ *
+ *     timer ready src=<deadline|periodic|none> pit=<ioapic|pic|none> hz=.. ring=<0|3>
+ *     timer ticks=.. late_max_us=.. lost=.. lapic=.. pit=..
+ *     timer done ticks=.. late_max_us=.. lost=.. lapic=.. pit=..
+ *     timer error lost src=<source> ticks=..
+ *     timer skip why="..."
+ *
+ * ticks is lapic plus pit. late_max_us is the most by which a tick came later than one period after the
+ * one before it, or after its deadline, since the start or the last `z`; a pause of the machine
+ * shows in it. lost counts how often a timer fell silent for ten periods of running time; pauses
+ * of the machine do not count.
+ */
+#define BARE_TIMER_READY_FMT	"timer ready src=%s pit=%s hz=%lu ring=%lu"
+#define BARE_TIMER_REPORT_FMT	"timer ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu"
+#define BARE_TIMER_DONE_FMT	"timer done ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu"
+#define BARE_TIMER_ERROR	"timer error "
+
+#endif

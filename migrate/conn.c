@@ -1,0 +1,560 @@
+/* SPDX-License-Identifier: MIT */
+#include "conn.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define RING_ENTRIES 16U
+#define RECV_CHUNK (256U * 1024)
+
+/* How long a side that gives up waits for the other to read why. */
+#define LAST_WORDS_LIMIT (2 * NS_PER_SEC)
+
+/* What a completion belongs to. */
+enum tag {
+	TAG_NONE,
+	TAG_SEND,
+	TAG_RECV,
+	TAG_CANCEL_POLL,
+};
+
+int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err)
+{
+	size_t batch_bytes = WIRE_BATCH_PAGES * PAGE_SIZE;
+	int ret;
+
+	*c = (struct conn){
+		.fd = fd, .cancel_fd = cancel_fd, .peer = peer, .last_sent_ns = now_ns()};
+	ret = io_uring_queue_init(RING_ENTRIES, &c->ring, 0);
+	if (ret) {
+		errmsg_set(err, ret, "io_uring for the migration: %s", strerror(-ret));
+		goto fail;
+	}
+	c->ring_up = true;
+	c->pages = mmap(NULL, CONN_BATCHES * batch_bytes, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (c->pages == MAP_FAILED) {
+		c->pages = NULL;
+		ret = errmsg_set(err, -ENOMEM, "no memory for the migration's buffers");
+		goto fail;
+	}
+	for (unsigned i = 0; i < CONN_BATCHES; i++)
+		c->batch[i].data = c->pages + i * batch_bytes;
+	return 0;
+fail:
+	conn_close(c);
+	return ret;
+}
+
+static struct io_uring_sqe *get_sqe(struct conn *c, enum tag tag)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&c->ring);
+
+	/* There are never more under way than the ring has entries. */
+	if (!sqe)
+		abort();
+	io_uring_sqe_set_data64(sqe, tag);
+	return sqe;
+}
+
+static void take_completion(struct conn *c, const struct io_uring_cqe *cqe)
+{
+	switch ((enum tag)io_uring_cqe_get_data64(cqe)) {
+	case TAG_SEND:
+		c->send_done = true;
+		c->send_res = cqe->res;
+		break;
+	case TAG_RECV:
+		c->recv_done = true;
+		c->recv_res = cqe->res;
+		break;
+	case TAG_CANCEL_POLL:
+		c->cancel_polled = false;
+		if (cqe->res > 0)
+			c->cancelled = true;
+		break;
+	case TAG_NONE:
+		break;
+	}
+}
+
+/* Takes what has completed; waits for at most wait_ns when nothing has. */
+static int step(struct conn *c, uint64_t wait_ns)
+{
+	struct __kernel_timespec ts = {
+		.tv_sec = (long long)(wait_ns / NS_PER_SEC),
+		.tv_nsec = (long long)(wait_ns % NS_PER_SEC),
+	};
+	struct io_uring_cqe *cqe;
+	int ret;
+
+	if (c->cancel_fd >= 0 && !c->cancel_polled && !c->cancelled) {
+		io_uring_prep_poll_add(get_sqe(c, TAG_CANCEL_POLL), c->cancel_fd, POLLIN);
+		c->cancel_polled = true;
+	}
+	ret = io_uring_submit_and_wait_timeout(&c->ring, &cqe, wait_ns ? 1 : 0,
+					       wait_ns ? &ts : NULL, NULL);
+	if (ret < 0 && ret != -ETIME && ret != -EINTR && ret != -EAGAIN)
+		return ret;
+	while (io_uring_peek_cqe(&c->ring, &cqe) == 0) {
+		take_completion(c, cqe);
+		io_uring_cqe_seen(&c->ring, cqe);
+	}
+	return 0;
+}
+
+/* Waits until *done. The operation stays under way on an error; the connection is lost then. */
+static int wait_done(struct conn *c, const bool *done)
+{
+	uint64_t deadline = now_ns() + CONN_IDLE_LIMIT;
+
+	while (!*done) {
+		uint64_t now = now_ns();
+		int ret;
+
+		if (now >= deadline)
+			return -ETIMEDOUT;
+		ret = step(c, deadline - now);
+		if (ret)
+			return ret;
+		if (c->cancelled && !*done)
+			return -ECANCELED;
+	}
+	return c->cancelled ? -ECANCELED : 0;
+}
+
+void conn_close(struct conn *c)
+{
+	/* The kernel lets go of our buffers only when every operation has ended. */
+	if (c->ring_up) {
+		shutdown(c->fd, SHUT_RDWR);
+		for (unsigned i = 0; i < 10 && c->queued && !c->send_done; i++)
+			step(c, NS_PER_SEC / 10);
+		io_uring_queue_exit(&c->ring);
+	}
+	if (c->fd >= 0)
+		close(c->fd);
+	if (c->pages)
+		munmap(c->pages, CONN_BATCHES * WIRE_BATCH_PAGES * PAGE_SIZE);
+	*c = (struct conn){.fd = -1};
+}
+
+/* Says what went wrong; what the peer said before it left counts more than how it left. */
+static int conn_error(struct conn *c, int ret, struct errmsg *err)
+{
+	switch (ret) {
+	case -ECANCELED:
+		return errmsg_set(err, ret, "cancelled");
+	case -ETIMEDOUT:
+		return errmsg_set(err, ret, "the %s has made no progress for %llu s", c->peer,
+				  (unsigned long long)(CONN_IDLE_LIMIT / NS_PER_SEC));
+	case -ENODATA:
+		return errmsg_set(err, -ECONNRESET, "the %s closed the connection", c->peer);
+	case -EPIPE:
+	case -ECONNRESET:
+		return errmsg_set(err, -ECONNRESET, "the connection to the %s broke", c->peer);
+	default:
+		return errmsg_set(err, ret, "connection to the %s: %s", c->peer, strerror(-ret));
+	}
+}
+
+int conn_recv(struct conn *c, void *buf, size_t len, struct errmsg *err)
+{
+	uint8_t *p = buf;
+	int ret;
+
+	while (len) {
+		c->recv_done = false;
+		io_uring_prep_recv(get_sqe(c, TAG_RECV), c->fd, p, MIN(len, (size_t)RECV_CHUNK),
+				   MSG_WAITALL);
+		ret = wait_done(c, &c->recv_done);
+		if (ret && !c->recv_done) {
+			/* The buffer is the caller's: the operation must not outlive this call. */
+			shutdown(c->fd, SHUT_RD);
+			while (!c->recv_done && step(c, NS_PER_SEC) == 0)
+				;
+		}
+		if (ret)
+			return conn_error(c, ret, err);
+		if (c->recv_res <= 0)
+			return conn_error(c, c->recv_res ? c->recv_res : -ENODATA, err);
+		p += c->recv_res;
+		len -= (size_t)c->recv_res;
+		c->received += (uint64_t)c->recv_res;
+	}
+	return 0;
+}
+
+int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
+{
+	char text[WIRE_TEXT_MAX + 1];
+	int ret;
+
+	for (;;) {
+		ret = conn_recv(c, f, sizeof(*f), err);
+		if (ret)
+			return ret;
+		if (f->magic != WIRE_FRAME_MAGIC)
+			return errmsg_set(err, -EPROTO, "the %s sent what is no frame (magic %#x)",
+					  c->peer, f->magic);
+		if (f->seq != c->seq_in)
+			return errmsg_set(err, -EPROTO, "the %s sent frame %u where %u was due",
+					  c->peer, f->seq, c->seq_in);
+		c->seq_in++;
+		if (f->type == 0 || f->type >= WIRE_N_TYPES || f->flags)
+			return errmsg_set(err, -EPROTO,
+					  "the %s sent a frame of unknown type %u, flags %#x",
+					  c->peer, f->type, f->flags);
+		if (f->length > wire_max_length(f->type))
+			return errmsg_set(err, -EPROTO,
+					  "the %s sent a %s frame of %u bytes, %u are allowed",
+					  c->peer, wire_type_name(f->type), f->length,
+					  wire_max_length(f->type));
+		if (f->type == WIRE_IDLE || f->type == WIRE_CANCEL || f->type == WIRE_FAIL) {
+			ret = conn_recv(c, text, f->length, err);
+			if (ret == 0)
+				ret = conn_verify(c, f, text, f->length, err);
+			if (ret)
+				return ret;
+		}
+		if (f->type == WIRE_IDLE)
+			continue;
+		if (f->type == WIRE_CANCEL)
+			return errmsg_set(err, -ECONNABORTED, "the %s cancelled", c->peer);
+		if (f->type == WIRE_FAIL) {
+			text[f->length] = 0;
+			return errmsg_set(err, -ECONNABORTED, "the %s says: %s", c->peer, text);
+		}
+		return 0;
+	}
+}
+
+int conn_verify(const struct conn *c, const struct wire_frame *f, const void *payload, size_t len,
+		struct errmsg *err)
+{
+	if (wire_check_sum(f, payload, len) == f->check)
+		return 0;
+	return errmsg_set(err, -EBADMSG, "a %s frame from the %s was damaged on its way",
+			  wire_type_name(f->type), c->peer);
+}
+
+int conn_expect(struct conn *c, enum wire_type type, void *payload, uint32_t cap, uint32_t *len,
+		struct errmsg *err)
+{
+	struct wire_frame f;
+	int ret = conn_recv_header(c, &f, err);
+
+	if (ret)
+		return ret;
+	if (f.type != type)
+		return errmsg_set(err, -EPROTO, "the %s sent %s where %s was due", c->peer,
+				  wire_type_name(f.type), wire_type_name(type));
+	if (f.length > cap)
+		return errmsg_set(err, -EPROTO,
+				  "the %s sent a %s frame of %u bytes, at most %u fit here",
+				  c->peer, wire_type_name(type), f.length, cap);
+	ret = conn_recv(c, payload, f.length, err);
+	if (ret)
+		return ret;
+	if (len)
+		*len = f.length;
+	return conn_verify(c, &f, payload, f.length, err);
+}
+
+/*
+ * A send failed because the peer is gone: it may have said why before, and that is what the user
+ * wants to know.
+ */
+static int send_error(struct conn *c, int ret, struct errmsg *err)
+{
+	if (ret == -EPIPE || ret == -ECONNRESET) {
+		struct errmsg said = {0};
+		struct wire_frame f;
+
+		for (;;) {
+			int r = conn_recv_header(c, &f, &said);
+
+			if (r == -ECONNABORTED)
+				return errmsg_set(err, r, "%s", said.text);
+			if (r || f.length || f.type == WIRE_PAGES)
+				break;
+		}
+	}
+	return conn_error(c, ret, err);
+}
+
+static void submit_oldest(struct conn *c)
+{
+	struct conn_batch *b = &c->batch[(c->next_free + CONN_BATCHES - c->queued) % CONN_BATCHES];
+
+	c->send_done = false;
+	b->in_flight = true;
+	io_uring_prep_sendmsg(get_sqe(c, TAG_SEND), c->fd, &b->msg, MSG_WAITALL | MSG_NOSIGNAL);
+}
+
+/* Moves a message on by what was taken of it; true when nothing is left. */
+static bool advance(struct msghdr *msg, size_t n)
+{
+	while (msg->msg_iovlen && n >= msg->msg_iov->iov_len) {
+		n -= msg->msg_iov->iov_len;
+		msg->msg_iov++;
+		msg->msg_iovlen--;
+	}
+	if (msg->msg_iovlen == 0)
+		return true;
+	msg->msg_iov->iov_base = (char *)msg->msg_iov->iov_base + n;
+	msg->msg_iov->iov_len -= n;
+	return false;
+}
+
+/* Handles a completed send of the oldest batch and starts the next. */
+static int reap(struct conn *c, struct errmsg *err)
+{
+	while (c->queued && c->send_done) {
+		struct conn_batch *b =
+			&c->batch[(c->next_free + CONN_BATCHES - c->queued) % CONN_BATCHES];
+
+		if (c->send_res <= 0) {
+			b->in_flight = false;
+			c->queued = 0;
+			return send_error(c, c->send_res ? c->send_res : -EPIPE, err);
+		}
+		c->sent += (uint64_t)c->send_res;
+		c->last_sent_ns = now_ns();
+		if (advance(&b->msg, (size_t)c->send_res)) {
+			b->in_flight = false;
+			c->queued--;
+			if (c->queued == 0)
+				break;
+		}
+		submit_oldest(c);
+		if (step(c, 0))
+			break;
+	}
+	return 0;
+}
+
+static int wait_oldest(struct conn *c, struct errmsg *err)
+{
+	int ret = wait_done(c, &c->send_done);
+
+	if (ret)
+		return conn_error(c, ret, err);
+	return reap(c, err);
+}
+
+static bool peer_spoke(const struct conn *c)
+{
+	struct pollfd p = {.fd = c->fd, .events = POLLIN};
+
+	return poll(&p, 1, 0) > 0;
+}
+
+/* A peer that has only to listen has something to say: that it cannot go on. */
+static int unexpected_word(struct conn *c, struct errmsg *err)
+{
+	struct wire_frame f;
+	int ret = conn_recv_header(c, &f, err);
+
+	return ret ? ret
+		   : errmsg_set(err, -EPROTO, "the %s sent %s while pages were on their way",
+				c->peer, wire_type_name(f.type));
+}
+
+struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err)
+{
+	*ret = 0;
+	while (c->queued == CONN_BATCHES) {
+		*ret = wait_oldest(c, err);
+		if (*ret)
+			return NULL;
+	}
+	return &c->batch[c->next_free];
+}
+
+int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
+{
+	size_t descs = sizeof(b->head) + b->head.n_descs * sizeof(b->desc[0]);
+	int ret;
+
+	b->frame = (struct wire_frame){
+		.magic = WIRE_FRAME_MAGIC,
+		.type = WIRE_PAGES,
+		.length = (uint32_t)(descs + b->head.n_data * PAGE_SIZE),
+		.seq = c->seq_out++,
+	};
+	b->frame.check = wire_check_sum(&b->frame, &b->head, descs);
+	/* frame, head and desc lie side by side: one piece. */
+	b->iov[0] = (struct iovec){.iov_base = &b->frame, .iov_len = sizeof(b->frame) + descs};
+	b->iov[1] = (struct iovec){.iov_base = b->data, .iov_len = b->head.n_data * PAGE_SIZE};
+	b->msg = (struct msghdr){.msg_iov = b->iov, .msg_iovlen = b->head.n_data ? 2 : 1};
+	c->next_free = (c->next_free + 1) % CONN_BATCHES;
+	c->queued++;
+	if (c->queued == 1)
+		submit_oldest(c);
+	ret = step(c, 0);
+	if (ret == 0 && c->cancelled)
+		ret = -ECANCELED;
+	if (ret)
+		return conn_error(c, ret, err);
+	if (peer_spoke(c))
+		return unexpected_word(c, err);
+	if (c->queued && c->send_done)
+		return reap(c, err);
+	return 0;
+}
+
+int conn_flush(struct conn *c, struct errmsg *err)
+{
+	while (c->queued) {
+		int ret = wait_oldest(c, err);
+
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/* Sends one piece; *taken turns true once any byte may have left. */
+static int send_all(struct conn *c, struct msghdr *msg, bool *taken, struct errmsg *err)
+{
+	for (;;) {
+		int ret;
+
+		c->send_done = false;
+		io_uring_prep_sendmsg(get_sqe(c, TAG_SEND), c->fd, msg, MSG_WAITALL | MSG_NOSIGNAL);
+		ret = wait_done(c, &c->send_done);
+		if (ret && !c->send_done) {
+			*taken = true;
+			shutdown(c->fd, SHUT_RDWR);
+			while (!c->send_done && step(c, NS_PER_SEC) == 0)
+				;
+		}
+		if (c->send_done && c->send_res > 0) {
+			*taken = true;
+			c->sent += (uint64_t)c->send_res;
+			c->last_sent_ns = now_ns();
+		}
+		if (ret)
+			return conn_error(c, ret, err);
+		if (c->send_res <= 0)
+			return send_error(c, c->send_res ? c->send_res : -EPIPE, err);
+		if (advance(msg, (size_t)c->send_res))
+			return 0;
+	}
+}
+
+int conn_send(struct conn *c, enum wire_type type, const void *payload, uint32_t length,
+	      bool *taken, struct errmsg *err)
+{
+	struct wire_frame f = {
+		.magic = WIRE_FRAME_MAGIC,
+		.type = (uint16_t)type,
+		.length = length,
+	};
+	struct iovec iov[2] = {
+		{.iov_base = &f, .iov_len = sizeof(f)},
+		{.iov_base = (void *)(uintptr_t)payload, .iov_len = length},
+	};
+	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = length ? 2 : 1};
+	bool unused;
+	int ret;
+
+	if (!taken)
+		taken = &unused;
+	*taken = false;
+	ret = conn_flush(c, err);
+	if (ret)
+		return ret;
+	f.seq = c->seq_out++;
+	f.check = wire_check_sum(&f, payload, length);
+	return send_all(c, &msg, taken, err);
+}
+
+int conn_keep_alive(struct conn *c, struct errmsg *err)
+{
+	if (now_ns() - c->last_sent_ns < CONN_IDLE_TELL)
+		return 0;
+	return conn_send(c, WIRE_IDLE, NULL, 0, NULL, err);
+}
+
+int conn_send_prelude(struct conn *c, uint64_t session, struct errmsg *err)
+{
+	struct wire_prelude p = {
+		.version = WIRE_VERSION, .min_version = WIRE_MIN_VERSION, .session = session};
+	struct iovec iov = {.iov_base = &p, .iov_len = sizeof(p)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+	bool taken;
+
+	memcpy(p.magic, WIRE_MAGIC, sizeof(p.magic));
+	return send_all(c, &msg, &taken, err);
+}
+
+int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err)
+{
+	struct wire_prelude p;
+	int ret = conn_recv(c, &p, sizeof(p), err);
+
+	if (ret)
+		return ret;
+	if (memcmp(p.magic, WIRE_MAGIC, sizeof(p.magic)) != 0 || p.zero)
+		return errmsg_set(err, -EPROTO, "the %s does not speak godwit's migration protocol",
+				  c->peer);
+	if (p.version < WIRE_MIN_VERSION || p.min_version > WIRE_VERSION)
+		return errmsg_set(err, -EPROTONOSUPPORT,
+				  "the %s speaks migration protocol %u (down to %u), this godwit "
+				  "%u (down to %u): use "
+				  "versions that have one in common",
+				  c->peer, p.version, p.min_version, WIRE_VERSION,
+				  WIRE_MIN_VERSION);
+	*session = p.session;
+	return 0;
+}
+
+void conn_fail(struct conn *c, enum wire_type type, const char *text)
+{
+	uint64_t deadline = now_ns() + LAST_WORDS_LIMIT;
+	size_t len = strnlen(text, WIRE_TEXT_MAX);
+	struct wire_frame f = {
+		.magic = WIRE_FRAME_MAGIC,
+		.type = (uint16_t)type,
+		.length = (uint32_t)len,
+	};
+	struct errmsg ignored = {0};
+	char buf[sizeof(f) + WIRE_TEXT_MAX], sink[4096];
+
+	/* In the middle of a batch the peer could not make sense of it: let those under way end. */
+	c->cancel_fd = -1;
+	c->cancelled = false;
+	while (c->queued && now_ns() < deadline) {
+		if (step(c, NS_PER_SEC / 10) || (c->send_done && reap(c, &ignored)))
+			return;
+	}
+	if (c->queued)
+		return;
+	f.seq = c->seq_out++;
+	f.check = wire_check_sum(&f, text, len);
+	memcpy(buf, &f, sizeof(f));
+	memcpy(buf + sizeof(f), text, len);
+	if (send(c->fd, buf, sizeof(f) + len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		return;
+	shutdown(c->fd, SHUT_WR);
+	/* Closing with unread input would reset the connection and take the text with it. */
+	while (now_ns() < deadline) {
+		struct pollfd p = {.fd = c->fd, .events = POLLIN};
+
+		if (poll(&p, 1, 100) > 0 && recv(c->fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0)
+			break;
+	}
+}
+
+bool conn_peer_gone(const struct conn *c)
+{
+	struct pollfd p = {.fd = c->fd, .events = POLLIN | POLLRDHUP};
+
+	return poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}

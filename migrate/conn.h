@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One connection of a migration: frames over a stream socket through an io_uring of its own.
+ *
+ * Theory of operation: the coordinator thread sends control frames and waits for each; batches of
+ * pages are built in a few staging buffers that circle between free, filled and in flight:
+ *
+ *	conn_batch()          a free buffer (waits for one)
+ *	... fill it ...
+ *	conn_send_batch()     queued behind the others; the next can be filled meanwhile
+ *
+ * A stream keeps order only if one send is under way at a time, so the queue is worked off in
+ * order, each as one MSG_WAITALL send. Every wait also watches cancel_fd and a limit for how
+ * long the peer may make no progress.
+ */
+#ifndef GODWIT_MIGRATE_CONN_H
+#define GODWIT_MIGRATE_CONN_H
+
+#include <liburing.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "../vmm/log.h"
+#include "wire.h"
+
+#define CONN_BATCHES 4U
+#define CONN_IDLE_LIMIT (30 * NS_PER_SEC) /* without any progress the peer counts as dead */
+#define CONN_IDLE_TELL (2 * NS_PER_SEC)	  /* a busy side says that it is alive this often */
+
+struct conn_batch {
+	struct wire_frame frame;
+	struct wire_batch head;
+	struct wire_desc desc[WIRE_BATCH_DESCS];
+	uint8_t *data; /* WIRE_BATCH_PAGES pages, page aligned */
+	struct iovec iov[2];
+	struct msghdr msg;
+	bool in_flight;
+};
+
+struct conn {
+	int fd;
+	int cancel_fd; /* readable: give up. -1: none */
+	struct io_uring ring;
+	bool ring_up;
+	uint32_t seq_out, seq_in;
+	uint64_t sent, received; /* bytes */
+	uint64_t last_sent_ns;
+	struct conn_batch batch[CONN_BATCHES];
+	unsigned next_free; /* batches circle in this order */
+	unsigned queued;    /* filled and not yet completed, oldest first */
+	uint8_t *pages;	    /* the batches' data */
+	bool cancel_polled;
+	bool cancelled;
+	bool send_done, recv_done, timed_out;
+	int send_res, recv_res;
+	const char *peer; /* "destination" or "source", for messages */
+};
+
+/* Takes fd over in any case. 0 or -errno with the cause in err. */
+int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err);
+
+/* Closes the socket, frees all. */
+void conn_close(struct conn *c);
+
+/*
+ * Sends a frame after everything queued before it and waits until the socket has taken it.
+ * -ECANCELED, -ETIMEDOUT, -errno with the cause in err. *taken (may be NULL) says whether any
+ * byte of this frame may have left: false means that the peer surely cannot have it.
+ */
+int conn_send(struct conn *c, enum wire_type type, const void *payload, uint32_t length,
+	      bool *taken, struct errmsg *err);
+
+/* A free batch to fill: head, desc and data. Waits for one; NULL with *ret set on an error. */
+struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err);
+
+/* Queues a batch (head, desc, data filled in). Errors of earlier ones may come out here. */
+int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err);
+
+/* Waits until every batch has been taken by the socket. */
+int conn_flush(struct conn *c, struct errmsg *err);
+
+/* Sends an IDLE frame if nothing was sent for CONN_IDLE_TELL. */
+int conn_keep_alive(struct conn *c, struct errmsg *err);
+
+/*
+ * Receives the next frame's header and checks it: magic, sequence, length against its type. IDLE
+ * frames are taken silently. FAIL and CANCEL frames end it: -ECONNABORTED with the peer's reason
+ * in err. -ECONNRESET when the peer is gone, -EPROTO for a malformed one, -ECANCELED, -ETIMEDOUT.
+ */
+int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err);
+
+/* Receives exactly len bytes of payload. Errors as above. */
+int conn_recv(struct conn *c, void *buf, size_t len, struct errmsg *err);
+
+/* Compares the frame's check with its payload. -EBADMSG with the cause in err. */
+int conn_verify(const struct conn *c, const struct wire_frame *f, const void *payload, size_t len,
+		struct errmsg *err);
+
+/* A whole frame of the expected type with at most cap bytes of payload; *len is its length. */
+int conn_expect(struct conn *c, enum wire_type type, void *payload, uint32_t cap, uint32_t *len,
+		struct errmsg *err);
+
+/*
+ * Preludes. The source draws session, the destination repeats it. -EPROTO (not a godwit),
+ * -EPROTONOSUPPORT (no common version: err names both).
+ */
+int conn_send_prelude(struct conn *c, uint64_t session, struct errmsg *err);
+int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err);
+
+/* Tells the peer why this side gives up and lets it read that before the socket closes. */
+void conn_fail(struct conn *c, enum wire_type type, const char *text);
+
+/* Has the peer closed or broken the connection, as far as is known here now? */
+bool conn_peer_gone(const struct conn *c);
+
+#endif

@@ -1,0 +1,597 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The destination: takes one guest in.
+ *
+ * Theory of operation: one thread reads frames and acts on each. What may come when is one table
+ * (due[]): a frame out of its phase ends the migration.
+ *
+ *	HANDSHAKE --HELLO--> PRECOPY --STATE--> STOPCOPY --PROOF--> READY --COMMIT--> runs
+ *	                     | PING, PAGES, ROUND_END |
+ *
+ * Nothing that comes is trusted: each batch's descriptors are checked before they are used, each
+ * page is hashed where it was stored, in guest RAM, and that hash is both compared with the
+ * source's and kept as this side's own table. Until COMMIT no vCPU has run and no device has let
+ * a byte out; whatever fails before it ends with the machine being thrown away.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../vmm/clock.h"
+#include "../vmm/kvm.h"
+#include "conn.h"
+#include "handshake.h"
+#include "hashes.h"
+#include "migrate.h"
+#include "state.h"
+#include "uri.h"
+
+#define QUIESCE_LIMIT NS_PER_SEC
+
+struct receiver {
+	struct receive_options opt;
+	struct loop *loop;
+	struct loop_task done_task;
+	void (*done)(void *arg);
+	void *done_arg;
+	pthread_t thread;
+	bool thread_started;
+	int cancel_fd, listen_fd;
+
+	pthread_mutex_t lock; /* guards the next three */
+	struct migrate_stats stats;
+	bool cancelled;
+	bool committed;
+
+	/* The thread's own. */
+	struct vm *vm;
+	struct conn conn;
+	struct hashes hashes;
+	struct errmsg err;
+	uint64_t start_ns, stop_ns;
+	uint8_t *staging; /* WIRE_BATCH_PAGES pages */
+	uint8_t *state;
+	uint32_t state_len;
+	struct page_hash root;
+	enum migrate_phase phase;
+	enum migrate_verify verify;
+	uint64_t pages_stored, pages_zeroed;
+	bool running;
+};
+
+static void set_phase(struct receiver *r, enum migrate_phase phase)
+{
+	r->phase = phase;
+	pthread_mutex_lock(&r->lock);
+	r->stats.phase = phase;
+	r->stats.wire_bytes = r->conn.received;
+	r->stats.total_ns = r->start_ns ? now_ns() - r->start_ns : 0;
+	r->stats.pages_sent = r->pages_stored;
+	r->stats.pages_zero = r->pages_zeroed;
+	pthread_mutex_unlock(&r->lock);
+}
+
+/* ---- handshake ---- */
+
+static int check_wishes(struct receiver *r, const struct hello *h)
+{
+	char theirs[32], ours[32];
+
+	if (r->opt.want_ram && r->opt.want_ram != h->cfg.ram_size)
+		return errmsg_set(&r->err, -ENOTSUP,
+				  "the guest has %s of RAM, this receiver takes only %s (-m)",
+				  format_size(theirs, sizeof(theirs), h->cfg.ram_size),
+				  format_size(ours, sizeof(ours), r->opt.want_ram));
+	if (r->opt.want_vcpus && r->opt.want_vcpus != h->cfg.vcpus)
+		return errmsg_set(&r->err, -ENOTSUP,
+				  "the guest has %u vCPUs, this receiver takes only %u (-c)",
+				  h->cfg.vcpus, r->opt.want_vcpus);
+	return 0;
+}
+
+static int check_cpu(struct receiver *r, const struct hello *h)
+{
+	struct cpuid *host = malloc(sizeof(*host));
+	struct kvm_caps caps;
+	int kvm_fd, ret;
+
+	if (!host)
+		return errmsg_set(&r->err, -ENOMEM, "no memory for CPUID");
+	kvm_fd = kvm_open(&caps, &r->err);
+	ret = kvm_fd < 0 ? kvm_fd : cpuid_host(host, kvm_fd, r->opt.cpu_mask, &r->err);
+	if (ret == 0)
+		ret = cpuid_check(&h->cpuid, host, &r->err);
+	if (kvm_fd >= 0)
+		close(kvm_fd);
+	free(host);
+	return ret;
+}
+
+static int build_machine(struct receiver *r, struct hello *h)
+{
+	struct sbuf list;
+	int ret;
+
+	ret = check_wishes(r, h);
+	if (ret == 0)
+		ret = check_cpu(r, h);
+	if (ret == 0)
+		ret = r->opt.build(r->opt.build_arg, &h->cfg, &h->cpuid, &r->vm, &r->err);
+	if (ret)
+		return ret;
+	sb_init_load(&list, h->devices, h->devices_len);
+	state_device_list(r->vm, &list, &r->err);
+	sb_end(&list);
+	if (list.err)
+		return errmsg_set(&r->err, list.err, "the source's list of devices is malformed");
+	ret = clock_take_frequency(r->vm, h->tsc_khz, &r->err);
+	if (ret == 0)
+		ret = vm_quiesce_devices(r->vm, QUIESCE_LIMIT, &r->err);
+	if (ret == 0)
+		ret = vm_start(r->vm, &r->err);
+	if (ret)
+		return ret;
+	ret = hashes_init(&r->hashes, r->vm->ram.npages, h->hash_seed);
+	if (ret)
+		return errmsg_set(&r->err, ret, "no memory for the table of page hashes");
+	r->verify = (enum migrate_verify)h->verify;
+	pthread_mutex_lock(&r->lock);
+	r->stats.ram_bytes = r->vm->ram.size;
+	r->stats.verify = r->verify;
+	pthread_mutex_unlock(&r->lock);
+	return 0;
+}
+
+static int on_hello(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
+{
+	struct hello *h = malloc(sizeof(*h));
+	int ret;
+
+	if (!h)
+		return errmsg_set(&r->err, -ENOMEM, "no memory for the handshake");
+	ret = hello_load(h, payload, f->length, &r->err);
+	if (ret == 0)
+		ret = build_machine(r, h);
+	free(h);
+	if (ret) {
+		conn_fail(&r->conn, WIRE_REFUSE, r->err.text);
+		return ret;
+	}
+	ret = conn_send(&r->conn, WIRE_HELLO_OK, NULL, 0, NULL, &r->err);
+	set_phase(r, MIGRATE_PRECOPY);
+	return ret;
+}
+
+/* ---- pages ---- */
+
+static int store_page(struct receiver *r, const struct wire_desc *d, const uint8_t *content)
+{
+	struct page_hash hash;
+	int ret = ram_write_page(&r->vm->ram, d->index, content);
+
+	if (ret)
+		return ret;
+	/* Of what is in guest RAM now, not of what came: that is what the table has to tell. */
+	hash = hash_page(&r->hashes, ram_page(&r->vm->ram, d->index));
+	r->hashes.table[d->index] = hash;
+	r->pages_stored++;
+	if (!hash_equal(&hash, &d->hash))
+		return errmsg_set(&r->err, -EBADMSG, "page %llu was damaged on its way",
+				  (unsigned long long)d->index);
+	return 0;
+}
+
+static int store_zeros(struct receiver *r, const struct wire_desc *d)
+{
+	int ret = ram_zero_pages(&r->vm->ram, d->index, d->count);
+
+	if (ret)
+		return errmsg_set(&r->err, ret, "zeroing pages: %s", strerror(-ret));
+	for (uint64_t i = d->index; i < d->index + d->count; i++)
+		r->hashes.table[i] = r->hashes.zero;
+	r->pages_zeroed += d->count;
+	return 0;
+}
+
+/* A batch is read in two steps: what it claims is checked before its contents are let in. */
+static int on_pages(struct receiver *r, const struct wire_frame *f)
+{
+	struct {
+		struct wire_batch head;
+		struct wire_desc desc[WIRE_BATCH_DESCS];
+	} b;
+	size_t descs;
+	const char *why;
+	const uint8_t *content = r->staging;
+	int ret;
+
+	if (f->length < sizeof(b.head))
+		return errmsg_set(&r->err, -EPROTO, "the source sent a PAGES frame of %u bytes",
+				  f->length);
+	ret = conn_recv(&r->conn, &b.head, sizeof(b.head), &r->err);
+	if (ret)
+		return ret;
+	descs = b.head.n_descs * sizeof(b.desc[0]);
+	if (b.head.n_descs > WIRE_BATCH_DESCS || f->length < sizeof(b.head) + descs)
+		return errmsg_set(&r->err, -EPROTO,
+				  "the source sent a PAGES frame of %u descriptors in %u bytes",
+				  b.head.n_descs, f->length);
+	ret = conn_recv(&r->conn, b.desc, descs, &r->err);
+	if (ret == 0)
+		ret = conn_verify(&r->conn, f, &b, sizeof(b.head) + descs, &r->err);
+	if (ret)
+		return ret;
+	ret = wire_check_batch(&b.head, b.desc, f->length, r->vm->ram.npages, &why);
+	if (ret)
+		return errmsg_set(&r->err, ret, "the source sent a malformed PAGES frame: %s", why);
+	ret = conn_recv(&r->conn, r->staging, b.head.n_data * PAGE_SIZE, &r->err);
+	for (uint32_t i = 0; i < b.head.n_descs && ret == 0; i++) {
+		if (b.desc[i].kind == WIRE_PAGE_DATA) {
+			ret = store_page(r, &b.desc[i], content);
+			content += PAGE_SIZE;
+		} else {
+			ret = store_zeros(r, &b.desc[i]);
+		}
+	}
+	return ret;
+}
+
+static int on_round_end(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
+{
+	uint32_t round;
+
+	if (f->length != sizeof(round))
+		return errmsg_set(&r->err, -EPROTO, "the source sent a ROUND_END frame of %u bytes",
+				  f->length);
+	memcpy(&round, payload, sizeof(round));
+	pthread_mutex_lock(&r->lock);
+	r->stats.round = round;
+	pthread_mutex_unlock(&r->lock);
+	set_phase(r, r->phase);
+	return conn_send(&r->conn, WIRE_ROUND_ACK, &round, sizeof(round), NULL, &r->err);
+}
+
+static int on_ping(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
+{
+	uint64_t pong[2];
+
+	if (f->length != sizeof(pong[0]))
+		return errmsg_set(&r->err, -EPROTO, "the source sent a PING frame of %u bytes",
+				  f->length);
+	memcpy(&pong[0], payload, sizeof(pong[0]));
+	pong[1] = now_ns();
+	return conn_send(&r->conn, WIRE_PONG, pong, sizeof(pong), NULL, &r->err);
+}
+
+/* ---- stop-and-copy ---- */
+
+static void keep_alive_tick(void *arg)
+{
+	struct receiver *r = arg;
+	struct errmsg later = {0};
+
+	/* A broken connection shows when READY is sent. */
+	conn_keep_alive(&r->conn, &later);
+}
+
+/* Compares the source's digests with those of our own table, and names where they differ. */
+static int compare_digests(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
+{
+	uint64_t n = hashes_n_chunks(&r->hashes), index;
+	struct page_hash *own;
+	int ret = 0;
+
+	if (f->length != n * sizeof(*own))
+		return errmsg_set(&r->err, -EPROTO, "the source's proof has %u bytes, %llu are due",
+				  f->length, (unsigned long long)(n * sizeof(*own)));
+	if (r->verify == MIGRATE_VERIFY_FULL) {
+		ret = hashes_compare_ram(&r->hashes, &r->vm->ram, &index, keep_alive_tick, r);
+		if (ret)
+			return errmsg_set(
+				&r->err, ret,
+				"page %llu of the destination's RAM is not what was stored",
+				(unsigned long long)index);
+	}
+	own = malloc(n * sizeof(*own));
+	if (!own)
+		return errmsg_set(&r->err, -ENOMEM, "no memory for the proof");
+	for (uint64_t i = 0; i < n; i++)
+		own[i] = hashes_chunk(&r->hashes, i);
+	r->root = hashes_root(&r->hashes, own, n);
+	for (uint64_t i = 0; i < n && ret == 0; i++) {
+		if (memcmp(&own[i], payload + i * sizeof(own[i]), sizeof(own[i])) != 0)
+			ret = errmsg_set(
+				&r->err, -EBADMSG,
+				"source and destination hold different memory in pages %llu to "
+				"%llu",
+				(unsigned long long)(i * HASHES_CHUNK),
+				(unsigned long long)(MIN((i + 1) * HASHES_CHUNK, r->hashes.npages) -
+						     1));
+	}
+	free(own);
+	return ret;
+}
+
+static int on_proof(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
+{
+	int ret = compare_digests(r, f, payload);
+
+	if (ret == 0)
+		ret = state_load(r->vm, r->state, r->state_len, &r->err);
+	if (ret)
+		return ret;
+	set_phase(r, MIGRATE_READY);
+	return conn_send(&r->conn, WIRE_READY, &r->root, sizeof(r->root), NULL, &r->err);
+}
+
+static int on_state(struct receiver *r, const struct wire_frame *f, uint8_t **payload)
+{
+	/* Kept until the memory is proved equal. */
+	r->state = *payload;
+	r->state_len = f->length;
+	*payload = NULL;
+	set_phase(r, MIGRATE_STOPCOPY);
+	return 0;
+}
+
+static int on_commit(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
+{
+	struct errmsg ignored = {0};
+	bool cancelled;
+
+	if (f->length != sizeof(r->root) || memcmp(payload, &r->root, sizeof(r->root)) != 0)
+		return errmsg_set(&r->err, -EPROTO,
+				  "the source's COMMIT is for other memory than ours");
+	pthread_mutex_lock(&r->lock);
+	cancelled = r->cancelled;
+	r->committed = !cancelled;
+	pthread_mutex_unlock(&r->lock);
+	if (cancelled)
+		return errmsg_set(&r->err, -ECANCELED, "cancelled");
+
+	vm_resume_devices(r->vm);
+	vm_resume(r->vm, VM_PAUSE_START);
+	r->running = true;
+	/* The guest is ours whether or not the source hears of it. */
+	if (conn_send(&r->conn, WIRE_RUNNING, NULL, 0, NULL, &ignored))
+		log_warn("the guest runs here, but the source could not be told: %s", ignored.text);
+	return 0;
+}
+
+/* ---- frames ---- */
+
+/* Which frames may come in which phase. */
+static bool is_due(enum migrate_phase phase, unsigned type)
+{
+	switch (phase) {
+	case MIGRATE_HANDSHAKE:
+		return type == WIRE_HELLO;
+	case MIGRATE_PRECOPY:
+		return type == WIRE_PING || type == WIRE_PAGES || type == WIRE_ROUND_END ||
+		       type == WIRE_STATE;
+	case MIGRATE_STOPCOPY:
+		return type == WIRE_PROOF;
+	case MIGRATE_READY:
+		return type == WIRE_COMMIT;
+	default:
+		return false;
+	}
+}
+
+static int one_frame(struct receiver *r)
+{
+	uint8_t *payload = NULL;
+	struct wire_frame f;
+	int ret = conn_recv_header(&r->conn, &f, &r->err);
+
+	if (ret)
+		return ret;
+	if (!is_due(r->phase, f.type))
+		return errmsg_set(&r->err, -EPROTO, "the source sent %s during %s",
+				  wire_type_name(f.type), migrate_phase_name(r->phase));
+	if (f.type == WIRE_PAGES)
+		return on_pages(r, &f);
+
+	payload = malloc(f.length + 1U);
+	if (!payload)
+		return errmsg_set(&r->err, -ENOMEM, "no memory for a %s frame of %u bytes",
+				  wire_type_name(f.type), f.length);
+	ret = conn_recv(&r->conn, payload, f.length, &r->err);
+	if (ret == 0)
+		ret = conn_verify(&r->conn, &f, payload, f.length, &r->err);
+	if (ret)
+		goto out;
+	switch (f.type) {
+	case WIRE_HELLO:
+		ret = on_hello(r, &f, payload);
+		break;
+	case WIRE_PING:
+		ret = on_ping(r, &f, payload);
+		break;
+	case WIRE_ROUND_END:
+		ret = on_round_end(r, &f, payload);
+		break;
+	case WIRE_STATE:
+		ret = on_state(r, &f, &payload);
+		break;
+	case WIRE_PROOF:
+		ret = on_proof(r, &f, payload);
+		break;
+	case WIRE_COMMIT:
+		ret = on_commit(r, &f, payload);
+		break;
+	default:
+		ret = -EPROTO;
+	}
+out:
+	free(payload);
+	return ret;
+}
+
+static void stop_listening(struct receiver *r)
+{
+	if (r->listen_fd < 0)
+		return;
+	close(r->listen_fd);
+	r->listen_fd = -1;
+	uri_unlink(r->opt.uri);
+}
+
+static int receive_guest(struct receiver *r)
+{
+	uint64_t session;
+	int fd, ret;
+
+	fd = uri_accept(r->listen_fd, r->cancel_fd, &r->err);
+	if (fd < 0)
+		return fd;
+	/* One source is enough: the next one is refused by its own kernel's answer, at once. */
+	stop_listening(r);
+	r->start_ns = now_ns();
+	ret = conn_init(&r->conn, fd, r->cancel_fd, "source", &r->err);
+	if (ret)
+		return ret;
+	set_phase(r, MIGRATE_HANDSHAKE);
+	r->staging = mmap(NULL, WIRE_BATCH_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (r->staging == MAP_FAILED) {
+		r->staging = NULL;
+		return errmsg_set(&r->err, -ENOMEM, "no memory for the migration's buffers");
+	}
+	ret = conn_recv_prelude(&r->conn, &session, &r->err);
+	/* A source of another version is to learn ours, too. */
+	if (ret == 0 || ret == -EPROTONOSUPPORT) {
+		int sent = conn_send_prelude(&r->conn, session, &r->err);
+
+		ret = ret ? ret : sent;
+	}
+	while (ret == 0 && !r->running)
+		ret = one_frame(r);
+	return ret;
+}
+
+static void *run_receiver(void *arg)
+{
+	struct receiver *r = arg;
+	enum migrate_status status;
+	int ret = receive_guest(r);
+
+	status = ret == 0 ? MIGRATE_COMPLETED : r->cancelled ? MIGRATE_CANCELLED : MIGRATE_FAILED;
+	if (ret && r->conn.fd >= 0 && r->phase != MIGRATE_HANDSHAKE && ret != -ECONNABORTED)
+		conn_fail(&r->conn, WIRE_FAIL, r->err.text);
+
+	pthread_mutex_lock(&r->lock);
+	r->stats.wire_bytes = r->conn.received;
+	r->stats.total_ns = r->start_ns ? now_ns() - r->start_ns : 0;
+	r->stats.pages_sent = r->pages_stored;
+	r->stats.pages_zero = r->pages_zeroed;
+	r->stats.verified_pages = ret == 0 ? r->hashes.npages : 0;
+	r->stats.error = r->err;
+	r->stats.status = status;
+	r->stats.phase = MIGRATE_DONE;
+	pthread_mutex_unlock(&r->lock);
+
+	if (r->conn.fd >= 0)
+		conn_close(&r->conn);
+	hashes_free(&r->hashes);
+	free(r->state);
+	r->state = NULL;
+	if (r->staging)
+		munmap(r->staging, WIRE_BATCH_PAGES * PAGE_SIZE);
+	loop_post(r->loop, &r->done_task);
+	return NULL;
+}
+
+static void run_done(struct loop_task *task)
+{
+	struct receiver *r = container_of(task, struct receiver, done_task);
+
+	r->done(r->done_arg);
+}
+
+int receive_listen(struct receiver **out, const struct receive_options *opt,
+		   char uri_out[MIGRATE_URI_MAX], struct errmsg *err)
+{
+	struct receiver *r = calloc(1, sizeof(*r));
+	int ret;
+
+	if (!r)
+		return errmsg_set(err, -ENOMEM, "no memory for a receiver");
+	r->opt = *opt;
+	r->conn.fd = -1;
+	r->done_task.run = run_done;
+	pthread_mutex_init(&r->lock, NULL);
+	r->listen_fd = uri_listen(opt->uri, uri_out, MIGRATE_URI_MAX, err);
+	r->cancel_fd = eventfd(0, EFD_CLOEXEC);
+	ret = r->listen_fd < 0 ? r->listen_fd : r->cancel_fd < 0 ? -errno : 0;
+	if (ret) {
+		receive_free(r);
+		return errmsg_set(err, ret, "listening: %s", strerror(-ret));
+	}
+	r->stats.phase = MIGRATE_LISTENING;
+	*out = r;
+	return 0;
+}
+
+int receive_start(struct receiver *r, struct loop *loop, void (*done)(void *arg), void *arg,
+		  struct errmsg *err)
+{
+	int ret;
+
+	r->loop = loop;
+	r->done = done;
+	r->done_arg = arg;
+	ret = -pthread_create(&r->thread, NULL, run_receiver, r);
+	if (ret)
+		return errmsg_set(err, ret, "starting the receiver's thread: %s", strerror(-ret));
+	r->thread_started = true;
+	pthread_setname_np(r->thread, "receive");
+	return 0;
+}
+
+int receive_cancel(struct receiver *r)
+{
+	uint64_t one = 1;
+	bool too_late;
+
+	pthread_mutex_lock(&r->lock);
+	too_late = r->committed;
+	if (!too_late)
+		r->cancelled = true;
+	pthread_mutex_unlock(&r->lock);
+	if (too_late)
+		return -EALREADY;
+	(void)!write(r->cancel_fd, &one, sizeof(one));
+	return 0;
+}
+
+void receive_get_stats(struct receiver *r, struct migrate_stats *out)
+{
+	pthread_mutex_lock(&r->lock);
+	*out = r->stats;
+	pthread_mutex_unlock(&r->lock);
+}
+
+struct vm *receive_vm(struct receiver *r)
+{
+	return r->vm;
+}
+
+void receive_free(struct receiver *r)
+{
+	if (!r)
+		return;
+	if (r->thread_started) {
+		pthread_join(r->thread, NULL);
+		loop_unpost(r->loop, &r->done_task);
+	}
+	stop_listening(r);
+	if (r->cancel_fd >= 0)
+		close(r->cancel_fd);
+	pthread_mutex_destroy(&r->lock);
+	free(r);
+}

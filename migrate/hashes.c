@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The hash functions are compiled in (XXH_INLINE_ALL): a call through the shared library for each
+ * page costs more than it should and hides the loop from the compiler.
+ */
+#include "hashes.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#define TICK_PAGES 8192U
+
+static struct page_hash from_xxh(XXH128_hash_t x)
+{
+	return (struct page_hash){.low = x.low64, .high = x.high64};
+}
+
+int hashes_init(struct hashes *h, uint64_t npages, uint64_t seed)
+{
+	static const uint8_t zeros[PAGE_SIZE];
+
+	*h = (struct hashes){.seed = seed, .npages = npages};
+	h->table = mmap(NULL, npages * sizeof(*h->table), PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (h->table == MAP_FAILED) {
+		h->table = NULL;
+		return -ENOMEM;
+	}
+	h->zero = hash_page(h, zeros);
+	for (uint64_t i = 0; i < npages; i++)
+		h->table[i] = h->zero;
+	return 0;
+}
+
+void hashes_free(struct hashes *h)
+{
+	if (h->table)
+		munmap(h->table, h->npages * sizeof(*h->table));
+	*h = (struct hashes){0};
+}
+
+struct page_hash hash_page(const struct hashes *h, const void *page)
+{
+	return from_xxh(XXH3_128bits_withSeed(page, PAGE_SIZE, h->seed));
+}
+
+bool page_is_zero(const void *page)
+{
+	const uint64_t *p = page;
+
+	/* Most pages that are not zero show it in their first word. */
+	if (p[0] | p[1])
+		return false;
+	return memcmp(p, p + 2, PAGE_SIZE - 16) == 0;
+}
+
+uint64_t hashes_n_chunks(const struct hashes *h)
+{
+	return (h->npages + HASHES_CHUNK - 1) / HASHES_CHUNK;
+}
+
+struct page_hash hashes_chunk(const struct hashes *h, uint64_t chunk)
+{
+	uint64_t first = chunk * HASHES_CHUNK;
+	uint64_t n = MIN(h->npages - first, (uint64_t)HASHES_CHUNK);
+
+	return from_xxh(XXH3_128bits_withSeed(h->table + first, n * sizeof(*h->table), h->seed));
+}
+
+struct page_hash hashes_root(const struct hashes *h, const struct page_hash *digests, uint64_t n)
+{
+	return from_xxh(XXH3_128bits_withSeed(digests, n * sizeof(*digests), h->seed));
+}
+
+/* Pages [first, end) must be hashed as zeros: nothing was ever stored there. */
+static int expect_zeros(const struct hashes *h, uint64_t first, uint64_t end, uint64_t *index)
+{
+	for (uint64_t i = first; i < end; i++) {
+		if (!hash_equal(&h->table[i], &h->zero)) {
+			*index = i;
+			return -EBADMSG;
+		}
+	}
+	return 0;
+}
+
+int hashes_compare_ram(const struct hashes *h, const struct ram *ram, uint64_t *index,
+		       void (*tick)(void *arg), void *arg)
+{
+	uint64_t at = 0, first = 0, n;
+	int ret;
+
+	for (; ram_next_populated(ram, &first, &n); first += n, at = first) {
+		ret = expect_zeros(h, at, first, index);
+		if (ret)
+			return ret;
+		for (uint64_t i = first; i < first + n; i++) {
+			struct page_hash now = hash_page(h, ram_page(ram, i));
+
+			if (!hash_equal(&now, &h->table[i])) {
+				*index = i;
+				return -EBADMSG;
+			}
+			if (tick && i % TICK_PAGES == 0)
+				tick(arg);
+		}
+	}
+	return expect_zeros(h, at, h->npages, index);
+}

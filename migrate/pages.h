@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The page path of the source: from a dirty bit to a frame on the wire.
+ *
+ *	clear the dirty bits of a range
+ *	for each page: copy to staging -> zero? unchanged since sent? -> descriptor (+ content)
+ *
+ * A page is copied once, into the batch that will carry it, and everything is decided on that
+ * copy: the guest may change the page meanwhile, so a hash of one moment and bytes of another
+ * would leave the destination with a page that its hash does not tell.
+ */
+#ifndef GODWIT_MIGRATE_PAGES_H
+#define GODWIT_MIGRATE_PAGES_H
+
+#include <stdint.h>
+
+#include "../vmm/vm.h"
+#include "conn.h"
+#include "dirty.h"
+#include "hashes.h"
+
+#define PAGES_RANGE_WORDS 8U /* 512 pages are cleared, then read, at a time */
+
+struct page_counts {
+	uint64_t scanned, zero, unchanged, sent;
+};
+
+struct page_path {
+	struct vm *vm;
+	struct dirty *dirty;
+	struct hashes *hashes; /* what the destination holds */
+	struct conn *conn;
+	struct conn_batch *batch; /* being filled, or NULL */
+	struct page_counts total;
+	/* Called after each range with the pages still to come: progress, and a reason to stop
+	 * (-errno). */
+	int (*tick)(void *arg, uint64_t remaining, struct errmsg *err);
+	void *tick_arg;
+};
+
+/*
+ * Sends every page of dirty->bitmap (`pages` of them) and empties it. On return all batches are
+ * queued and the last is on its way. -errno with the cause in err.
+ */
+int pages_send_round(struct page_path *p, uint64_t pages, struct errmsg *err);
+
+#endif

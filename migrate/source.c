@@ -1,0 +1,629 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The source's coordinator: connect, handshake, rounds, stop-and-copy, handover.
+ *
+ * Theory of operation: one thread does all of it in order; each step returns 0 or -errno with the
+ * cause in m->err, and what has been done is undone in reverse by run_source():
+ *
+ *	step			undone by
+ *	connect, handshake	closing the connection (the destination destroys its machine)
+ *	dirty log on		dirty_stop()
+ *	vm_pause()		vm_resume()
+ *	vm_quiesce_devices()	vm_resume_devices()
+ *	COMMIT			nothing: the point of no return, see commit()
+ *
+ * Pausing is decided by an estimate: the pages left at the speed measured in this move, plus what
+ * a pause has cost besides pages.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "conn.h"
+#include "dirty.h"
+#include "handshake.h"
+#include "hashes.h"
+#include "migrate.h"
+#include "pages.h"
+#include "state.h"
+#include "uri.h"
+
+#define CONNECT_TIMEOUT (10 * NS_PER_SEC)
+#define QUIESCE_LIMIT (5 * NS_PER_SEC)
+#define PINGS 5U
+
+/* What a pause costs besides pages, until a pause of this machine has been measured. */
+#define STATE_COST_GUESS (3 * NS_PER_MS)
+/* A round of fewer bytes is mostly round trips and says little of the speed. */
+#define SPEED_SAMPLE_MIN (4 * MIB)
+
+struct migration {
+	struct vm *vm;
+	struct migrate_options opt;
+	struct loop *loop;
+	struct loop_task done_task;
+	void (*done)(void *arg);
+	void *done_arg;
+	pthread_t thread;
+	int cancel_fd;
+
+	pthread_mutex_t lock; /* guards the next three */
+	struct migrate_stats stats;
+	bool cancelled;
+	bool committed; /* COMMIT may be out: cancelling is over */
+
+	/* The coordinator's own. */
+	struct conn conn;
+	struct dirty dirty;
+	struct hashes hashes;
+	struct page_path path;
+	struct errmsg err;
+	uint64_t start_ns, deadline_ns;
+	uint64_t round_start_ns, round_start_sent, round_start_pages;
+	uint64_t speed;	      /* pages a second, as measured */
+	int64_t clock_offset; /* destination's now_ns() less ours */
+	uint64_t rtt;
+	uint64_t pause_start;
+	bool uncertain;
+};
+
+static void set_phase(struct migration *m, enum migrate_phase phase)
+{
+	pthread_mutex_lock(&m->lock);
+	m->stats.phase = phase;
+	m->stats.total_ns = now_ns() - m->start_ns;
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* Figures that others look at, from the coordinator's own. */
+static void publish(struct migration *m, uint64_t remaining)
+{
+	uint64_t now = now_ns(), in_round = now - m->round_start_ns;
+
+	pthread_mutex_lock(&m->lock);
+	m->stats.total_ns = now - m->start_ns;
+	m->stats.wire_bytes = m->conn.sent;
+	m->stats.remaining_pages = remaining;
+	if (in_round)
+		m->stats.bytes_per_s = (uint64_t)((double)(m->conn.sent - m->round_start_sent) *
+						  1e9 / (double)in_round);
+	m->stats.pages_scanned = m->path.total.scanned;
+	m->stats.pages_zero = m->path.total.zero;
+	m->stats.pages_unchanged = m->path.total.unchanged;
+	m->stats.pages_sent = m->path.total.sent;
+	m->stats.rtt_ns = m->rtt;
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* Reasons to stop that do not come from the connection. */
+static int check_stop(struct migration *m, struct errmsg *err)
+{
+	enum vm_end end = vm_get_end(m->vm);
+
+	if (end != VM_END_NONE)
+		return errmsg_set(err, -ESHUTDOWN, "the guest ended during the migration");
+	if (now_ns() > m->deadline_ns)
+		return errmsg_set(
+			err, -ETIME,
+			"not done within the time allowed: dirtying %llu MiB/s, sending %llu "
+			"MiB/s; allow more "
+			"--timeout or --downtime, or quieten the guest",
+			(unsigned long long)(m->stats.dirty_pages_per_s * PAGE_SIZE / MIB),
+			(unsigned long long)(m->stats.bytes_per_s / MIB));
+	return 0;
+}
+
+static int tick(void *arg, uint64_t remaining, struct errmsg *err)
+{
+	struct migration *m = arg;
+	int ret;
+
+	publish(m, remaining);
+	ret = conn_keep_alive(&m->conn, err);
+	if (ret)
+		return ret;
+	/* Once paused there is no way back in time: the pages left are few. */
+	return m->pause_start ? 0 : check_stop(m, err);
+}
+
+/* Round trip and the distance of the two clocks, from the quickest of a few exchanges. */
+static int measure_clocks(struct migration *m)
+{
+	uint64_t best = UINT64_MAX;
+
+	for (unsigned i = 0; i < PINGS; i++) {
+		uint64_t sent = now_ns(), pong[2], rtt;
+		uint32_t len;
+		int ret = conn_send(&m->conn, WIRE_PING, &sent, sizeof(sent), NULL, &m->err);
+
+		if (ret == 0)
+			ret = conn_expect(&m->conn, WIRE_PONG, pong, sizeof(pong), &len, &m->err);
+		if (ret)
+			return ret;
+		if (len != sizeof(pong) || pong[0] != sent)
+			return errmsg_set(&m->err, -EPROTO,
+					  "the destination's PONG is not an answer to our PING");
+		rtt = now_ns() - sent;
+		if (rtt < best) {
+			best = rtt;
+			m->rtt = rtt;
+			m->clock_offset = (int64_t)(pong[1] - (sent + rtt / 2));
+		}
+	}
+	return 0;
+}
+
+static int connect_to(struct migration *m)
+{
+	int fd;
+
+	set_phase(m, MIGRATE_CONNECTING);
+	fd = uri_connect(m->opt.uri, m->cancel_fd, CONNECT_TIMEOUT, &m->err);
+	if (fd < 0)
+		return fd;
+	return conn_init(&m->conn, fd, m->cancel_fd, "destination", &m->err);
+}
+
+/* The destination's answer to HELLO. */
+static int read_verdict(struct migration *m)
+{
+	char text[WIRE_TEXT_MAX + 1];
+	struct wire_frame f;
+	int ret = conn_recv_header(&m->conn, &f, &m->err);
+
+	if (ret)
+		return ret;
+	if (f.type != WIRE_HELLO_OK && f.type != WIRE_REFUSE)
+		return errmsg_set(&m->err, -EPROTO, "the destination answers HELLO with %s",
+				  wire_type_name(f.type));
+	ret = conn_recv(&m->conn, text, f.length, &m->err);
+	if (ret == 0)
+		ret = conn_verify(&m->conn, &f, text, f.length, &m->err);
+	if (ret)
+		return ret;
+	text[f.length] = 0;
+	if (f.type == WIRE_REFUSE)
+		return errmsg_set(&m->err, -ECONNABORTED, "the destination refuses: %s", text);
+	return 0;
+}
+
+static int handshake(struct migration *m)
+{
+	uint64_t random[2], session;
+	struct sbuf hello;
+	int ret;
+
+	set_phase(m, MIGRATE_HANDSHAKE);
+	if (getrandom(random, sizeof(random), 0) != sizeof(random))
+		return errmsg_set(&m->err, -EIO, "no random numbers: %s", strerror(errno));
+	ret = conn_send_prelude(&m->conn, random[0], &m->err);
+	if (ret == 0)
+		ret = conn_recv_prelude(&m->conn, &session, &m->err);
+	if (ret)
+		return ret;
+	if (session != random[0])
+		return errmsg_set(&m->err, -EPROTO, "the destination answers another migration");
+	ret = hashes_init(&m->hashes, m->vm->ram.npages, random[1]);
+	if (ret)
+		return errmsg_set(&m->err, ret, "no memory for the table of page hashes");
+
+	sb_init_save(&hello);
+	ret = hello_save(m->vm, &m->opt, random[1], &hello, &m->err);
+	if (ret == 0)
+		ret = conn_send(&m->conn, WIRE_HELLO, hello.data, (uint32_t)hello.len, NULL,
+				&m->err);
+	sb_free(&hello);
+	if (ret == 0)
+		ret = read_verdict(m);
+	if (ret == 0)
+		ret = measure_clocks(m);
+	return ret;
+}
+
+static int send_round(struct migration *m, uint64_t pages)
+{
+	uint32_t round, ack, len;
+	int ret;
+
+	m->round_start_ns = now_ns();
+	m->round_start_sent = m->conn.sent;
+	m->round_start_pages = m->path.total.scanned;
+	pthread_mutex_lock(&m->lock);
+	round = ++m->stats.round;
+	pthread_mutex_unlock(&m->lock);
+	ret = pages_send_round(&m->path, pages, &m->err);
+	if (ret == 0)
+		ret = conn_send(&m->conn, WIRE_ROUND_END, &round, sizeof(round), NULL, &m->err);
+	/* Only what the destination has stored counts for the speed. */
+	if (ret == 0)
+		ret = conn_expect(&m->conn, WIRE_ROUND_ACK, &ack, sizeof(ack), &len, &m->err);
+	if (ret)
+		return ret;
+	if (len != sizeof(ack) || ack != round)
+		return errmsg_set(&m->err, -EPROTO, "the destination acknowledges another round");
+	publish(m, 0);
+	return 0;
+}
+
+/* Speed in pages, since a pause sends pages of which some turn out to be unchanged or zero. */
+static void learn_speed(struct migration *m)
+{
+	uint64_t ns = now_ns() - m->round_start_ns,
+		 pages = m->path.total.scanned - m->round_start_pages;
+	uint64_t bytes = m->conn.sent - m->round_start_sent;
+	uint64_t by_bytes, by_pages;
+
+	if (ns == 0)
+		return;
+	by_pages = (uint64_t)((double)pages * 1e9 / (double)ns);
+	by_bytes = (uint64_t)((double)bytes * 1e9 / (double)ns) / PAGE_SIZE;
+	if (m->speed == 0)
+		m->speed = MAX(MAX(by_bytes, by_pages), 1U);
+	/* Holes and skipped pages are not sent at any speed: only bytes tell the link's. */
+	if (bytes >= SPEED_SAMPLE_MIN)
+		m->speed = MAX(by_bytes, 1U);
+}
+
+static uint64_t pages_ns(const struct migration *m, uint64_t pages)
+{
+	return (uint64_t)((double)pages * 1e9 / (double)m->speed);
+}
+
+/* State there and back, and the proof: what the pause costs besides pages. */
+static uint64_t fixed_ns(const struct migration *m)
+{
+	return STATE_COST_GUESS + 2 * m->rtt;
+}
+
+/*
+ * Enough for the pause? When the fixed part alone is above what the user wants, waiting for fewer
+ * pages does not help below half of the target.
+ */
+static bool fits(const struct migration *m, uint64_t pages)
+{
+	uint64_t target = m->opt.downtime_ns, fixed = fixed_ns(m);
+	uint64_t budget = fixed < target / 2 ? target - fixed : target / 2;
+
+	return pages_ns(m, pages) <= budget;
+}
+
+static int precopy(struct migration *m)
+{
+	uint64_t pages, collected_ns, ns;
+	int ret;
+
+	set_phase(m, MIGRATE_PRECOPY);
+	ret = dirty_start(&m->dirty, m->vm, &m->err);
+	if (ret)
+		return ret;
+	m->path = (struct page_path){
+		.vm = m->vm,
+		.dirty = &m->dirty,
+		.hashes = &m->hashes,
+		.conn = &m->conn,
+		.tick = tick,
+		.tick_arg = m,
+	};
+	ret = dirty_collect(&m->dirty, &pages, &m->err);
+	while (ret == 0) {
+		collected_ns = now_ns();
+		ret = send_round(m, pages);
+		if (ret)
+			break;
+		learn_speed(m);
+		ret = check_stop(m, &m->err);
+		if (ret == 0)
+			ret = dirty_collect(&m->dirty, &pages, &m->err);
+		if (ret)
+			break;
+		ns = now_ns() - collected_ns;
+		pthread_mutex_lock(&m->lock);
+		m->stats.dirty_pages_per_s = (uint64_t)((double)pages * 1e9 / (double)ns);
+		m->stats.remaining_pages = pages;
+		m->stats.estimate_downtime_ns = pages_ns(m, pages) + fixed_ns(m);
+		pthread_mutex_unlock(&m->lock);
+		log_debug("round took %llu us, %llu pages dirty since, speed %llu pages/s",
+			  (unsigned long long)ns / 1000, (unsigned long long)pages,
+			  (unsigned long long)m->speed);
+		if (fits(m, pages)) {
+			/* The clocks may have drifted apart since the start. */
+			ret = measure_clocks(m);
+			break;
+		}
+	}
+	return ret;
+}
+
+static void set_part(struct migration *m, uint64_t *part, uint64_t *since)
+{
+	uint64_t now = now_ns();
+
+	pthread_mutex_lock(&m->lock);
+	*part = now - *since;
+	pthread_mutex_unlock(&m->lock);
+	*since = now;
+}
+
+static void keep_alive_tick(void *arg)
+{
+	struct migration *m = arg;
+	struct errmsg later = {0};
+
+	/* A broken connection shows when the proof is sent. */
+	conn_keep_alive(&m->conn, &later);
+}
+
+/* Digests of our table, and with --verify=full first the proof that the table tells our RAM. */
+static int send_proof(struct migration *m, struct page_hash *root)
+{
+	uint64_t n = hashes_n_chunks(&m->hashes), index;
+	struct page_hash *digests;
+	int ret;
+
+	if (m->opt.verify == MIGRATE_VERIFY_FULL) {
+		ret = hashes_compare_ram(&m->hashes, &m->vm->ram, &index, keep_alive_tick, m);
+		if (ret)
+			return errmsg_set(&m->err, ret,
+					  "page %llu of the source's RAM is not what was sent: its "
+					  "change was not tracked",
+					  (unsigned long long)index);
+	}
+	digests = malloc(n * sizeof(*digests));
+	if (!digests)
+		return errmsg_set(&m->err, -ENOMEM, "no memory for the proof");
+	for (uint64_t i = 0; i < n; i++)
+		digests[i] = hashes_chunk(&m->hashes, i);
+	*root = hashes_root(&m->hashes, digests, n);
+	ret = conn_send(&m->conn, WIRE_PROOF, digests, (uint32_t)(n * sizeof(*digests)), NULL,
+			&m->err);
+	free(digests);
+	return ret;
+}
+
+static int send_state(struct migration *m)
+{
+	struct sbuf s;
+	int ret;
+
+	sb_init_save(&s);
+	ret = state_save(m->vm, m->clock_offset, &s, &m->err);
+	if (ret == 0 && s.len > wire_max_length(WIRE_STATE))
+		ret = errmsg_set(&m->err, -EMSGSIZE, "the machine's state takes %zu bytes", s.len);
+	if (ret == 0)
+		ret = conn_send(&m->conn, WIRE_STATE, s.data, (uint32_t)s.len, NULL, &m->err);
+	sb_free(&s);
+	return ret;
+}
+
+/*
+ * COMMIT. From the moment the first byte of it may have left, the destination may run the guest,
+ * and this side never does again by itself.
+ */
+static int commit(struct migration *m, const struct page_hash *root)
+{
+	bool taken, cancelled;
+	uint32_t len;
+	int ret;
+
+	if (conn_peer_gone(&m->conn))
+		return errmsg_set(&m->err, -ECONNRESET,
+				  "the destination went away before the handover");
+	pthread_mutex_lock(&m->lock);
+	cancelled = m->cancelled;
+	if (!cancelled) {
+		m->committed = true;
+		m->stats.phase = MIGRATE_COMMIT;
+	}
+	pthread_mutex_unlock(&m->lock);
+	if (cancelled)
+		return errmsg_set(&m->err, -ECANCELED, "cancelled");
+
+	/* ---- the point of no return ---- */
+	ret = conn_send(&m->conn, WIRE_COMMIT, root, sizeof(*root), &taken, &m->err);
+	if (ret) {
+		m->uncertain = taken;
+		return ret;
+	}
+	ret = conn_expect(&m->conn, WIRE_RUNNING, NULL, 0, &len, &m->err);
+	m->uncertain = ret != 0;
+	return ret;
+}
+
+static int stop_and_copy(struct migration *m, bool *quiesced)
+{
+	struct page_hash root, ready;
+	struct migrate_stats *st = &m->stats;
+	uint64_t pages, at;
+	uint32_t len;
+	int ret;
+
+	set_phase(m, MIGRATE_STOPCOPY);
+	at = m->pause_start = now_ns();
+	vm_pause(m->vm, VM_PAUSE_MIGRATE);
+	if (vm_get_end(m->vm) != VM_END_NONE)
+		return errmsg_set(&m->err, -ESHUTDOWN, "the guest ended during the migration");
+	ret = vm_quiesce_devices(m->vm, QUIESCE_LIMIT, &m->err);
+	if (ret)
+		return ret;
+	*quiesced = true;
+	set_part(m, &st->pause_ns, &at);
+
+	/* Devices at rest first, then the last harvest: what they stored is in it. */
+	ret = dirty_collect(&m->dirty, &pages, &m->err);
+	if (ret == 0)
+		ret = send_round(m, pages);
+	if (ret)
+		return ret;
+	set_part(m, &st->last_pages_ns, &at);
+	ret = send_state(m);
+	if (ret)
+		return ret;
+	set_part(m, &st->state_ns, &at);
+	ret = send_proof(m, &root);
+	if (ret == 0)
+		ret = conn_expect(&m->conn, WIRE_READY, &ready, sizeof(ready), &len, &m->err);
+	if (ret)
+		return ret;
+	if (len != sizeof(ready) || !hash_equal(&ready, &root))
+		return errmsg_set(&m->err, -EBADMSG,
+				  "the destination's proof does not match: it holds other memory");
+	set_part(m, &st->proof_ns, &at);
+	set_phase(m, MIGRATE_READY);
+	ret = commit(m, &root);
+	set_part(m, &st->commit_ns, &at);
+	return ret;
+}
+
+static enum migrate_status settle(struct migration *m, int ret, bool quiesced)
+{
+	struct vm *vm = m->vm;
+
+	if (ret == 0) {
+		vm_set_end(vm, VM_END_MOVED, "moved to %s", m->opt.uri);
+		return MIGRATE_COMPLETED;
+	}
+	if (m->uncertain) {
+		/* Devices stay at rest, too: what they hold may be at the other side. */
+		vm_pause(vm, VM_PAUSE_LOST);
+		vm_resume(vm, VM_PAUSE_MIGRATE);
+		return MIGRATE_UNCERTAIN;
+	}
+	if (quiesced)
+		vm_resume_devices(vm);
+	if (m->pause_start)
+		vm_resume(vm, VM_PAUSE_MIGRATE);
+	return m->cancelled ? MIGRATE_CANCELLED : MIGRATE_FAILED;
+}
+
+static void *run_source(void *arg)
+{
+	struct migration *m = arg;
+	enum migrate_status status;
+	bool quiesced = false;
+	int ret;
+
+	m->conn.fd = -1;
+	ret = connect_to(m);
+	if (ret == 0)
+		ret = handshake(m);
+	if (ret == 0)
+		ret = precopy(m);
+	if (ret == 0)
+		ret = stop_and_copy(m, &quiesced);
+	status = settle(m, ret, quiesced);
+
+	if (ret && m->conn.fd >= 0 && status != MIGRATE_UNCERTAIN)
+		conn_fail(&m->conn, status == MIGRATE_CANCELLED ? WIRE_CANCEL : WIRE_FAIL,
+			  status == MIGRATE_CANCELLED ? "" : m->err.text);
+	dirty_stop(&m->dirty);
+
+	pthread_mutex_lock(&m->lock);
+	m->stats.wire_bytes = m->conn.sent;
+	m->stats.total_ns = now_ns() - m->start_ns;
+	if (m->pause_start)
+		m->stats.downtime_ns = m->stats.pause_ns + m->stats.last_pages_ns +
+				       m->stats.state_ns + m->stats.proof_ns + m->stats.commit_ns;
+	if (ret == 0)
+		m->stats.verified_pages = m->vm->ram.npages;
+	m->stats.error = m->err;
+	m->stats.status = status;
+	m->stats.phase = MIGRATE_DONE;
+	pthread_mutex_unlock(&m->lock);
+
+	if (m->conn.fd >= 0)
+		conn_close(&m->conn);
+	hashes_free(&m->hashes);
+	loop_post(m->loop, &m->done_task);
+	return NULL;
+}
+
+static void run_done(struct loop_task *task)
+{
+	struct migration *m = container_of(task, struct migration, done_task);
+
+	m->done(m->done_arg);
+}
+
+int migrate_start(struct migration **out, struct vm *vm, const struct migrate_options *opt,
+		  void (*done)(void *arg), void *arg, struct errmsg *err)
+{
+	struct migration *m;
+	int ret = uri_check(opt->uri, err);
+
+	if (ret)
+		return ret;
+	if (vm_get_end(vm) != VM_END_NONE)
+		return errmsg_set(err, -ESHUTDOWN, "the guest has ended");
+	if (vm_paused(vm) & VM_PAUSE_LOST)
+		return errmsg_set(err, -EBUSY,
+				  "the guest was handed over and may run elsewhere: it cannot be "
+				  "moved again");
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return errmsg_set(err, -ENOMEM, "no memory for a migration");
+	m->vm = vm;
+	m->opt = *opt;
+	m->loop = vm->loop;
+	m->done = done;
+	m->done_arg = arg;
+	m->done_task.run = run_done;
+	m->start_ns = now_ns();
+	m->deadline_ns = m->start_ns + opt->timeout_ns;
+	m->stats.verify = opt->verify;
+	m->stats.ram_bytes = vm->ram.size;
+	m->stats.downtime_target_ns = opt->downtime_ns;
+	pthread_mutex_init(&m->lock, NULL);
+	m->cancel_fd = eventfd(0, EFD_CLOEXEC);
+	ret = m->cancel_fd < 0 ? -errno : -pthread_create(&m->thread, NULL, run_source, m);
+	if (ret) {
+		errmsg_set(err, ret, "starting the migration's thread: %s", strerror(-ret));
+		if (m->cancel_fd >= 0)
+			close(m->cancel_fd);
+		pthread_mutex_destroy(&m->lock);
+		free(m);
+		return ret;
+	}
+	pthread_setname_np(m->thread, "migrate");
+	*out = m;
+	return 0;
+}
+
+int migrate_cancel(struct migration *m)
+{
+	uint64_t one = 1;
+	bool too_late;
+
+	pthread_mutex_lock(&m->lock);
+	too_late = m->committed;
+	if (!too_late)
+		m->cancelled = true;
+	pthread_mutex_unlock(&m->lock);
+	if (too_late)
+		return -EALREADY;
+	(void)!write(m->cancel_fd, &one, sizeof(one));
+	return 0;
+}
+
+void migrate_get_stats(struct migration *m, struct migrate_stats *out)
+{
+	pthread_mutex_lock(&m->lock);
+	*out = m->stats;
+	pthread_mutex_unlock(&m->lock);
+}
+
+void migrate_free(struct migration *m)
+{
+	if (!m)
+		return;
+	pthread_join(m->thread, NULL);
+	loop_unpost(m->loop, &m->done_task);
+	close(m->cancel_fd);
+	pthread_mutex_destroy(&m->lock);
+	free(m);
+}

@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * godwit migrate: starts a migration by the control socket of the guest's process, shows its
+ * progress, and says how it ended.
+ *
+ * Theory of operation: the guest's process does the work; this one waits for lines on one
+ * connection, for signals, and, once the user has cancelled, for the answer to that on a second
+ * connection. Whatever is not a final report leaves open where the guest runs: the exit status
+ * then is 3, never a guess.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "cmd.h"
+#include "config.h"
+#include "ctl_client.h"
+#include "report.h"
+
+#define SHOW_NS (200 * NS_PER_MS)
+/* The process sends progress ten times a second; this long without a line it hangs. */
+#define SILENCE_NS (30 * NS_PER_SEC)
+
+struct view {
+	const char *name;
+	bool tty;	/* a line that is overwritten */
+	bool rounds;	/* a line per round */
+	bool line_open; /* something stands on the terminal's present line */
+	uint64_t shown_ns;
+	uint64_t round;
+	char phase[32]; /* as last heard */
+	char round_line[256];
+};
+
+static void clear_line(struct view *v)
+{
+	if (v->line_open)
+		fprintf(stderr, "\r\033[K");
+	v->line_open = false;
+}
+
+static void show_progress(struct view *v, const json_t *p)
+{
+	const char *phase = json_string_value(json_object_get(p, "phase"));
+	uint64_t round = report_u64(p, "round");
+	uint64_t now = now_ns();
+	char line[256];
+
+	if (phase)
+		snprintf(v->phase, sizeof(v->phase), "%s", phase);
+	report_progress_line(p, line, sizeof(line));
+	if (v->rounds && v->round && round != v->round) {
+		clear_line(v);
+		log_info("%s", v->round_line);
+	}
+	v->round = round;
+	snprintf(v->round_line, sizeof(v->round_line), "%s", line);
+	if (v->tty && now - v->shown_ns >= SHOW_NS) {
+		fprintf(stderr, "\r%s: %.90s\033[K", v->name, line);
+		v->line_open = true;
+		v->shown_ns = now;
+	}
+}
+
+static int finish(struct view *v, json_t *answer, bool json)
+{
+	const char *error = json_string_value(json_object_get(answer, "error"));
+	const char *status = json_string_value(json_object_get(answer, "status"));
+	bool completed = status && strcmp(status, "completed") == 0;
+
+	clear_line(v);
+	if (v->rounds && v->round)
+		log_info("%s", v->round_line);
+	if (!completed)
+		log_error("migrate: %s: %s", v->name, error ? error : "no reason given");
+	json_object_del(answer, "ok");
+	if (json) {
+		/* Refused before it began: a report all the same, for programs. */
+		if (!status)
+			json_object_set_new(answer, "status", json_string("failed"));
+		json_dumpf(answer, stdout, REPORT_JSON_FLAGS);
+		printf("\n");
+	} else if (completed) {
+		report_summary(answer, stdout);
+	}
+	if (completed)
+		return EXIT_DONE;
+	return status && strcmp(status, "uncertain") == 0 ? EXIT_UNCERTAIN : EXIT_FAILED;
+}
+
+/* The report for programs when the guest's process gave none. */
+static int finish_unknown(struct view *v, const char *why, bool json)
+{
+	clear_line(v);
+	log_error("migrate: %s: %s (last heard: %s); whether the guest runs at the destination must "
+		  "be looked up there with 'godwit list'",
+		  v->name, why, v->phase[0] ? v->phase : "nothing");
+	if (json)
+		printf("{\"status\":\"uncertain\",\"error\":\"%s\",\"phase\":\"%s\"}\n", why,
+		       v->phase);
+	return EXIT_UNCERTAIN;
+}
+
+static void send_cancel(struct view *v, struct ctl_conn *cancel)
+{
+	struct errmsg err = {""};
+
+	clear_line(v);
+	log_info("cancelling (again: leave it alone)");
+	if (ctl_connect(cancel, v->name, &err) == 0)
+		ctl_send(cancel, json_pack("{s:s}", "cmd", "cancel"), &err);
+	if (err.text[0])
+		log_warn("cannot cancel: %s", err.text);
+}
+
+static void hear_cancel(struct view *v, struct ctl_conn *cancel)
+{
+	json_t *answer = NULL;
+
+	if (ctl_recv(cancel, &answer, 0, NULL) == 0 &&
+	    !json_is_true(json_object_get(answer, "ok"))) {
+		const char *why = json_string_value(json_object_get(answer, "error"));
+
+		clear_line(v);
+		log_warn("cannot cancel: %s", why ? why : "no reason given");
+	}
+	json_decref(answer);
+	ctl_close(cancel);
+}
+
+/* Follows the migration on conn to its end. */
+static int follow(struct view *v, struct ctl_conn *conn, int signal_fd, bool json)
+{
+	struct ctl_conn cancel = {.fd = -1};
+	uint64_t heard = now_ns();
+	bool cancelled = false;
+	int status = -1;
+
+	while (status < 0) {
+		struct pollfd p[] = {
+			{.fd = conn->fd, .events = POLLIN},
+			{.fd = signal_fd, .events = POLLIN},
+			{.fd = cancel.fd, .events = POLLIN},
+		};
+		struct signalfd_siginfo si;
+		struct errmsg err = {""};
+		json_t *line;
+		int ret;
+
+		if (poll(p, ARRAY_SIZE(p), 1000) < 0 && errno != EINTR) {
+			status = finish_unknown(v, "poll failed", json);
+			break;
+		}
+		while (status < 0 && (ret = ctl_recv(conn, &line, 0, &err)) == 0) {
+			heard = now_ns();
+			if (json_object_get(line, "event"))
+				show_progress(v, line);
+			else
+				status = finish(v, line, json);
+			json_decref(line);
+		}
+		if (status >= 0)
+			break;
+		if (ret == -ECONNRESET)
+			status = finish_unknown(v, "the guest's process has ended or closed the "
+						   "connection",
+						json);
+		else if (ret != -ETIMEDOUT)
+			status = finish_unknown(v, "its process cannot be understood", json);
+		else if (now_ns() - heard > SILENCE_NS)
+			status = finish_unknown(v, "the guest's process does not answer", json);
+		else if (cancel.fd >= 0 && (p[2].revents & (POLLIN | POLLHUP)))
+			hear_cancel(v, &cancel);
+		else if (read(signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si) && cancelled)
+			status = finish_unknown(v, "left, the migration goes on without us", json);
+		else if (!cancelled && si.ssi_signo) {
+			send_cancel(v, &cancel);
+			cancelled = true;
+		}
+	}
+	ctl_close(&cancel);
+	return status;
+}
+
+/* A relative path means this process's folder, not that of the guest's process. */
+static int absolute_uri(const char *uri, char out[MIGRATE_URI_MAX], struct errmsg *err)
+{
+	AUTO_FREE char *cwd = NULL;
+	int n;
+
+	if (strncmp(uri, "unix:", 5) != 0 || uri[5] == '/') {
+		n = snprintf(out, MIGRATE_URI_MAX, "%s", uri);
+	} else {
+		cwd = getcwd(NULL, 0);
+		if (!cwd)
+			return errmsg_set(err, -errno, "current folder: %s", strerror(errno));
+		n = snprintf(out, MIGRATE_URI_MAX, "unix:%s/%s", cwd, uri + 5);
+	}
+	if (n >= MIGRATE_URI_MAX)
+		return errmsg_set(err, -ENAMETOOLONG, "URI is longer than %d bytes",
+				  MIGRATE_URI_MAX - 1);
+	return 0;
+}
+
+static json_t *make_request(const struct config *cfg, const char *uri)
+{
+	json_t *r = json_pack("{s:s,s:o,s:o,s:s}", "cmd", "migrate", "uri", report_text(uri),
+			      "downtime_ms", report_ms(cfg->downtime_ns), "verify",
+			      cfg->verify == MIGRATE_VERIFY_FULL ? "full" : "stream");
+
+	if (cfg->timeout_ns)
+		json_object_set_new(r, "timeout_ms", report_ms(cfg->timeout_ns));
+	return r;
+}
+
+/* Before the request is out a failure is plain: nothing has been started. */
+static int not_started(const char *name, const struct errmsg *err, bool json)
+{
+	json_t *report;
+
+	log_error("migrate: %s", err->text);
+	if (!json)
+		return EXIT_FAILED;
+	report = json_pack("{s:s,s:o,s:s}", "status", "failed", "error", report_text(err->text),
+			   "name", name);
+	json_dumpf(report, stdout, REPORT_JSON_FLAGS);
+	printf("\n");
+	json_decref(report);
+	return EXIT_FAILED;
+}
+
+int cmd_migrate(int argc, char **argv)
+{
+	char uri[MIGRATE_URI_MAX];
+	struct errmsg err = {""};
+	struct ctl_conn conn;
+	struct config cfg;
+	struct view v;
+	sigset_t set;
+	int status;
+	AUTO_CLOSE int signal_fd = -1;
+
+	if (!cmd_parse(argc, argv, &cfg, &status))
+		return status;
+	if (!config_name_ok(cfg.args[0])) {
+		log_error("migrate: '%.100s' is not a guest's name (see 'godwit list')",
+			  cfg.args[0]);
+		return EXIT_USAGE;
+	}
+	if (config_check_uri(cfg.args[1], &err) || absolute_uri(cfg.args[1], uri, &err)) {
+		log_error("migrate: %s (see 'godwit migrate --help')", err.text);
+		return EXIT_USAGE;
+	}
+	v = (struct view){
+		.name = cfg.args[0],
+		.tty = isatty(STDERR_FILENO) && !cfg.quiet,
+		.rounds = cfg.verbose,
+	};
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signal_fd < 0) {
+		log_error("signalfd: %s", strerror(errno));
+		return EXIT_FAILED;
+	}
+	if (ctl_connect(&conn, v.name, &err))
+		return not_started(v.name, &err, cfg.json);
+	if (ctl_send(&conn, make_request(&cfg, uri), &err)) {
+		ctl_close(&conn);
+		return not_started(v.name, &err, cfg.json);
+	}
+	status = follow(&v, &conn, signal_fd, cfg.json);
+	ctl_close(&conn);
+	return status;
+}

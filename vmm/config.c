@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: MIT */
+#include "config.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <string.h>
+
+#include "cmd.h"
+#include "ram.h"
+#include "util.h"
+
+#define AT(field) offsetof(struct config, field), sizeof(((struct config *)0)->field)
+#define OPTIONS_END                                                                                \
+	{                                                                                          \
+		0, NULL, NULL, OPTION_FLAG, 0, 0, NULL                                             \
+	}
+
+static const struct option_spec run_options[] = {
+	{'n', "name", "NAME", OPTION_NAME, AT(name), "name of the guest (default: vm1, vm2, ...)"},
+	{'k', "kernel", "PATH", OPTION_TEXT, AT(kernel), "kernel: bzImage, vmlinux or PVH ELF"},
+	{'i', "initrd", "PATH", OPTION_TEXT, AT(initrd), "initial RAM disk"},
+	{'p', "cmdline", "TEXT", OPTION_JOIN, AT(cmdline),
+	 "kernel command line; given again, it is appended"},
+	{'m', "memory", "SIZE", OPTION_MEMORY, AT(memory), "RAM of the guest (default: 512M)"},
+	{'c', "cpus", "N", OPTION_COUNT, AT(cpus), "number of vCPUs (default: 1)"},
+	{0, "cpu", "LIST", OPTION_CPU, AT(cpu_mask),
+	 "CPU features to take away, as in host,-avx2,-avx512f"},
+	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
+	{0, "paused", NULL, OPTION_FLAG, AT(paused), "start paused; see godwit resume"},
+	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "say more on stderr"},
+	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "say only errors on stderr"},
+	OPTIONS_END,
+};
+
+static const struct option_spec receive_options[] = {
+	{'n', "name", "NAME", OPTION_NAME, AT(name),
+	 "name of the guest here (default: its name at the source, or that with a number)"},
+	{'m', "memory", "SIZE", OPTION_MEMORY, AT(memory), "refuse a guest with other RAM"},
+	{'c', "cpus", "N", OPTION_COUNT, AT(cpus), "refuse a guest with another number of vCPUs"},
+	{0, "cpu", "LIST", OPTION_CPU, AT(cpu_mask),
+	 "CPU features that this host is taken not to have, as in host,-avx2"},
+	{'k', "kernel", "PATH", OPTION_TEXT, AT(kernel),
+	 "kernel to boot when the guest resets later (default: the source's path)"},
+	{'i', "initrd", "PATH", OPTION_TEXT, AT(initrd), "initial RAM disk for that"},
+	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
+	{0, "paused", NULL, OPTION_FLAG, AT(paused), "leave the guest paused once it is here"},
+	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report of the move on stdout"},
+	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "say more on stderr"},
+	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "say only errors on stderr"},
+	OPTIONS_END,
+};
+
+static const struct option_spec migrate_options[] = {
+	{0, "downtime", "TIME", OPTION_DURATION, AT(downtime_ns),
+	 "pause only when the rest fits into this (default: 50ms)"},
+	{0, "timeout", "TIME", OPTION_DURATION, AT(timeout_ns),
+	 "give up when the pause has not been reached by then (default: 1h)"},
+	{0, "verify", "HOW", OPTION_VERIFY, AT(verify),
+	 "stream: compare hashes of what was sent (default); full: rehash all RAM as well"},
+	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report as one line of JSON"},
+	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "a line per round on stderr"},
+	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "no progress, only errors on stderr"},
+	OPTIONS_END,
+};
+
+static const struct option_spec status_options[] = {
+	{0, "json", NULL, OPTION_FLAG, AT(json), "one line of JSON per guest"},
+	OPTIONS_END,
+};
+
+static const struct option_spec resume_options[] = {
+	{0, "force", NULL, OPTION_FLAG, AT(force),
+	 "run a guest again whose move ended uncertain: only if the destination does not"},
+	OPTIONS_END,
+};
+
+static const struct option_spec stop_options[] = {
+	{0, "timeout", "TIME", OPTION_DURATION, AT(timeout_ns),
+	 "wait this long for the guest to power off (default: 30s)"},
+	{0, "force", NULL, OPTION_FLAG, AT(force), "end the guest at once"},
+	OPTIONS_END,
+};
+
+static const struct option_spec doctor_options[] = {
+	{0, "json", NULL, OPTION_FLAG, AT(json), "print the findings as one line of JSON"},
+	OPTIONS_END,
+};
+
+static const struct option_spec help_options[] = {
+	{0, "options", NULL, OPTION_FLAG, AT(options), "list every option of every command"},
+	OPTIONS_END,
+};
+
+static const struct option_spec no_options[] = {OPTIONS_END};
+
+const struct command commands[] = {
+	{"run", cmd_run, "-k KERNEL [-i INITRD] [-p CMDLINE] [-m SIZE] [-c N] [OPTION]...",
+	 "boot a guest, its serial line on stdin and stdout", 0, 0, run_options},
+	{"receive", cmd_receive, "[OPTION]... URI", "wait for a guest that migrates here", 1, 1,
+	 receive_options},
+	{"migrate", cmd_migrate, "[OPTION]... NAME URI", "move a running guest to a receiver", 2, 2,
+	 migrate_options},
+	{"status", cmd_status, "[--json] [NAME]", "what a guest, or every guest, is doing", 0, 1,
+	 status_options},
+	{"list", cmd_list, "", "one line per guest", 0, 0, no_options},
+	{"pause", cmd_pause, "NAME", "stop a guest's vCPUs", 1, 1, no_options},
+	{"resume", cmd_resume, "[--force] NAME", "let a paused guest run on", 1, 1, resume_options},
+	{"stop", cmd_stop, "[--timeout TIME] [--force] NAME",
+	 "press a guest's power button and wait until it is gone", 1, 1, stop_options},
+	{"cancel", cmd_cancel, "NAME", "give up a guest's migration", 1, 1, no_options},
+	{"doctor", cmd_doctor, "[--json]", "what this host can do, and the fix for what it cannot",
+	 0, 0, doctor_options},
+	{"help", cmd_help, "[COMMAND]", "this text, or a command's", 0, 1, help_options},
+	{NULL, NULL, NULL, NULL, 0, 0, NULL},
+};
+
+const struct command *command_find(const char *name)
+{
+	for (const struct command *c = commands; c->name; c++) {
+		if (strcmp(c->name, name) == 0)
+			return c;
+	}
+	return NULL;
+}
+
+bool config_name_ok(const char *name)
+{
+	static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+				      "0123456789._-";
+	size_t len = strlen(name);
+
+	return len > 0 && len < VM_NAME_MAX && strspn(name, allowed) == len && name[0] != '.' &&
+	       name[0] != '-';
+}
+
+int config_check_uri(const char *uri, struct errmsg *err)
+{
+	if (strlen(uri) >= MIGRATE_URI_MAX)
+		return errmsg_set(err, -EINVAL, "URI is longer than %d bytes", MIGRATE_URI_MAX - 1);
+	if (strncmp(uri, "tcp:", 4) == 0) {
+		const char *port = strrchr(uri + 4, ':');
+
+		if (!port || port[1] == '\0')
+			return errmsg_set(err, -EINVAL, "URI '%s' is not tcp:HOST:PORT", uri);
+		return 0;
+	}
+	if (strncmp(uri, "unix:", 5) == 0) {
+		if (uri[5] == '\0')
+			return errmsg_set(err, -EINVAL, "URI '%s' is not unix:PATH", uri);
+		return 0;
+	}
+	return errmsg_set(err, -EINVAL, "URI '%s' is neither tcp:HOST:PORT nor unix:PATH", uri);
+}
+
+/* "host,-avx2,-sse4.2" to "-avx2,-sse4.2"; the names themselves are checked by cpuid_host(). */
+static int set_cpu(const char *value, char *dst, size_t size, struct errmsg *err)
+{
+	char copy[256];
+	char *save, *word;
+	size_t n = strlen(dst);
+
+	if (strlen(value) >= sizeof(copy))
+		return errmsg_set(err, -EINVAL, "value of '--cpu' is too long");
+	strcpy(copy, value);
+	for (word = strtok_r(copy, ",", &save); word; word = strtok_r(NULL, ",", &save)) {
+		size_t len = strlen(word);
+
+		if (strcmp(word, "host") == 0)
+			continue;
+		if (word[0] != '-' || len < 2)
+			return errmsg_set(err, -EINVAL,
+					  "'--cpu': '%s' is neither 'host' nor '-FEATURE'", word);
+		if (n + len + 2 > size)
+			return errmsg_set(err, -EINVAL, "value of '--cpu' is too long");
+		n += (size_t)snprintf(dst + n, size - n, "%s%s", n ? "," : "", word);
+	}
+	return 0;
+}
+
+static int set_text(const struct option_spec *o, const char *value, char *dst, bool join,
+		    struct errmsg *err)
+{
+	size_t n = join ? strlen(dst) : 0;
+
+	if (!join && value[0] == '\0')
+		return errmsg_set(err, -EINVAL, "'--%s' needs a value that is not empty", o->name);
+	if (n + (n ? 1 : 0) + strlen(value) >= o->size)
+		return errmsg_set(err, -EINVAL, "value of '--%s' is longer than %zu bytes", o->name,
+				  o->size - 1);
+	snprintf(dst + n, o->size - n, "%s%s", n ? " " : "", value);
+	return 0;
+}
+
+static int set_memory(const char *value, uint64_t *dst, struct errmsg *err)
+{
+	int ret = parse_size(value, dst);
+
+	if (ret == -ERANGE)
+		return errmsg_set(err, -EINVAL, "'--memory': '%s' is more than 64 bits hold",
+				  value);
+	if (ret)
+		return errmsg_set(err, -EINVAL,
+				  "'--memory': '%s' is not a size such as 512M or 4G", value);
+	if (*dst < RAM_MIN)
+		return errmsg_set(err, -EINVAL, "'--memory': '%s' is less than 16M", value);
+	if (*dst % PAGE_SIZE)
+		return errmsg_set(err, -EINVAL, "'--memory': '%s' is not a multiple of 4K", value);
+	return 0;
+}
+
+static int set_option(const struct option_spec *o, const char *value, struct config *cfg,
+		      struct errmsg *err)
+{
+	void *dst = (char *)cfg + o->offset;
+	uint64_t v;
+
+	switch (o->kind) {
+	case OPTION_FLAG:
+		*(bool *)dst = true;
+		return 0;
+	case OPTION_TEXT:
+		return set_text(o, value, dst, false, err);
+	case OPTION_JOIN:
+		return set_text(o, value, dst, true, err);
+	case OPTION_CPU:
+		return set_cpu(value, dst, o->size, err);
+	case OPTION_NAME:
+		if (!config_name_ok(value))
+			return errmsg_set(err, -EINVAL,
+					  "'%s' is not a name: 1 to %d letters, digits, '.', '_' "
+					  "and '-', not first '.' or '-'",
+					  value, VM_NAME_MAX - 1);
+		return set_text(o, value, dst, false, err);
+	case OPTION_MEMORY:
+		return set_memory(value, dst, err);
+	case OPTION_COUNT:
+		if (parse_u64(value, 1, UINT32_MAX, &v))
+			return errmsg_set(err, -EINVAL,
+					  "'--%s': '%s' is not a number from 1 on", o->name, value);
+		*(uint32_t *)dst = (uint32_t)v;
+		return 0;
+	case OPTION_DURATION:
+		/* Half the range, so that adding it to a point in time cannot overflow. */
+		if (parse_duration(value, dst) || *(uint64_t *)dst > INT64_MAX / 2)
+			return errmsg_set(err, -EINVAL,
+					  "'--%s': '%s' is not a time such as 50ms, 30s or 1h",
+					  o->name, value);
+		if (*(uint64_t *)dst == 0)
+			return errmsg_set(err, -EINVAL, "'--%s' must be more than 0", o->name);
+		return 0;
+	case OPTION_VERIFY:
+		if (strcmp(value, "stream") == 0)
+			*(enum migrate_verify *)dst = MIGRATE_VERIFY_STREAM;
+		else if (strcmp(value, "full") == 0)
+			*(enum migrate_verify *)dst = MIGRATE_VERIFY_FULL;
+		else
+			return errmsg_set(err, -EINVAL,
+					  "'--%s': '%s' is neither 'stream' nor 'full'", o->name,
+					  value);
+		return 0;
+	}
+	return -EINVAL;
+}
+
+static const struct option_spec *find_long(const struct command *cmd, const char *word, size_t len)
+{
+	for (const struct option_spec *o = cmd->options; o->name; o++) {
+		if (strlen(o->name) == len && memcmp(o->name, word, len) == 0)
+			return o;
+	}
+	return NULL;
+}
+
+static const struct option_spec *find_letter(const struct command *cmd, char letter)
+{
+	for (const struct option_spec *o = cmd->options; o->name; o++) {
+		if (o->letter == letter)
+			return o;
+	}
+	return NULL;
+}
+
+/* A word that starts with "--". *i is moved on when the next word is its value. */
+static int parse_long(const struct command *cmd, int argc, char **argv, int *i, struct config *cfg,
+		      struct errmsg *err)
+{
+	const char *word = argv[*i] + 2;
+	size_t len = strcspn(word, "=");
+	const char *value = word[len] ? word + len + 1 : NULL;
+	const struct option_spec *o;
+
+	if (len == 4 && !value && memcmp(word, "help", 4) == 0) {
+		cfg->help = true;
+		return 0;
+	}
+	o = find_long(cmd, word, len);
+	if (!o)
+		return errmsg_set(err, -EINVAL, "unknown option '--%.*s'", (int)MIN(len, 60U),
+				  word);
+	if (!o->arg && value)
+		return errmsg_set(err, -EINVAL, "option '--%s' takes no value", o->name);
+	if (o->arg && !value) {
+		if (*i + 1 >= argc)
+			return errmsg_set(err, -EINVAL, "option '--%s' needs %s", o->name, o->arg);
+		value = argv[++*i];
+	}
+	return set_option(o, value, cfg, err);
+}
+
+/* A word of letters: flags may be run together, a value may follow its letter at once. */
+static int parse_letters(const struct command *cmd, int argc, char **argv, int *i,
+			 struct config *cfg, struct errmsg *err)
+{
+	const char *word = argv[*i];
+
+	for (const char *p = word + 1; *p && !cfg->help; p++) {
+		const struct option_spec *o = find_letter(cmd, *p);
+		const char *value = NULL;
+		int ret;
+
+		if (!o && *p == 'h') {
+			cfg->help = true;
+			return 0;
+		}
+		if (!o)
+			return errmsg_set(err, -EINVAL, "unknown option '-%c'%s%s%s", *p,
+					  word[2] ? " in '" : "", word[2] ? word : "",
+					  word[2] ? "'" : "");
+		if (o->arg) {
+			if (!p[1] && *i + 1 >= argc)
+				return errmsg_set(err, -EINVAL, "option '-%c' needs %s", *p,
+						  o->arg);
+			value = p[1] ? p + 1 : argv[++*i];
+		}
+		ret = set_option(o, value, cfg, err);
+		if (ret || value)
+			return ret;
+	}
+	return 0;
+}
+
+int config_parse(const struct command *cmd, int argc, char **argv, struct config *cfg,
+		 struct errmsg *err)
+{
+	bool only_args = false;
+	int ret = 0;
+
+	memset(cfg, 0, sizeof(*cfg));
+	cfg->downtime_ns = MIGRATE_DOWNTIME_DEFAULT;
+	cfg->verify = MIGRATE_VERIFY_STREAM;
+	for (int i = 1; i < argc && ret == 0 && !cfg->help; i++) {
+		const char *word = argv[i];
+
+		if (!only_args && strcmp(word, "--") == 0) {
+			only_args = true;
+		} else if (!only_args && strncmp(word, "--", 2) == 0) {
+			ret = parse_long(cmd, argc, argv, &i, cfg, err);
+		} else if (!only_args && word[0] == '-' && word[1]) {
+			ret = parse_letters(cmd, argc, argv, &i, cfg, err);
+		} else if (cfg->n_args < cmd->max_args) {
+			cfg->args[cfg->n_args++] = word;
+		} else {
+			ret = errmsg_set(err, -EINVAL, "unexpected word '%.200s'", word);
+		}
+	}
+	if (ret == 0 && !cfg->help && cfg->n_args < cmd->min_args)
+		ret = errmsg_set(err, -EINVAL, "%s is missing",
+				 cmd->min_args == 2
+					 ? (cfg->n_args ? "the destination's URI" : "a guest's NAME")
+				 : strstr(cmd->synopsis, "URI") ? "the URI to listen at"
+								: "a guest's NAME");
+	/* It quotes words that may hold anything; it stays one line and harmless to a terminal. */
+	for (char *p = err->text; ret && *p; p++) {
+		if (iscntrl((unsigned char)*p))
+			*p = '?';
+	}
+	return ret;
+}
+
+void config_help(FILE *f)
+{
+	fprintf(f, "usage: godwit COMMAND [OPTION]... [ARGUMENT]...\n\n"
+		   "A small hypervisor for Linux guests that can be moved while they run.\n\n");
+	for (const struct command *c = commands; c->name; c++)
+		fprintf(f, "  %-9s %s\n", c->name, c->help);
+	fprintf(f, "\n'godwit COMMAND --help' shows a command's options, 'godwit --version' the "
+		   "version; more in godwit(1).\n");
+}
+
+void config_command_help(const struct command *cmd, FILE *f)
+{
+	fprintf(f, "usage: godwit %s%s%s\n\n%s\n\n", cmd->name, cmd->synopsis[0] ? " " : "",
+		cmd->synopsis, cmd->help);
+	for (const struct option_spec *o = cmd->options; o->name; o++) {
+		char left[64];
+
+		snprintf(left, sizeof(left), "%c%c%c --%s%s%s", o->letter ? '-' : ' ',
+			 o->letter ? o->letter : ' ', o->letter ? ',' : ' ', o->name,
+			 o->arg ? " " : "", o->arg ? o->arg : "");
+		fprintf(f, "  %-22s %s\n", left, o->help);
+	}
+	fprintf(f, "  %-22s %s\n", "-h, --help", "this text");
+}
+
+void config_list_options(FILE *f)
+{
+	for (const struct command *c = commands; c->name; c++) {
+		for (const struct option_spec *o = c->options; o->name; o++) {
+			fprintf(f, "%s --%s", c->name, o->name);
+			if (o->letter)
+				fprintf(f, " -%c", o->letter);
+			fprintf(f, "%s%s\n", o->arg ? " " : "", o->arg ? o->arg : "");
+		}
+	}
+}

@@ -1,0 +1,543 @@
+/* SPDX-License-Identifier: MIT */
+#include "instance.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "boot.h"
+#include "cmd.h"
+#include "config.h"
+#include "machine.h"
+#include "report.h"
+
+#define FLUSH_NS (2 * NS_PER_SEC) /* a reader of stdout that takes nothing is not waited for longer */
+
+static void quit(struct instance *in, int status)
+{
+	if (in->quitting)
+		return;
+	in->quitting = true;
+	in->exit_status = status;
+	loop_stop(&in->loop);
+}
+
+bool instance_uncertain(struct instance *in)
+{
+	return in->vm && (vm_paused(in->vm) & VM_PAUSE_LOST);
+}
+
+int instance_stop(struct instance *in, int status)
+{
+	int ret = 0;
+
+	in->stop_wanted = true;
+	in->stop_status = status;
+	if (in->receiver)
+		ret = receive_cancel(in->receiver);
+	else if (in->migration)
+		ret = migrate_cancel(in->migration);
+	else if (in->vm)
+		vm_set_end(in->vm, VM_END_STOPPED, "stopped by the user");
+	else
+		quit(in, status);
+	return ret;
+}
+
+/* Someone who cannot be asked back (a signal, Ctrl-A x) wants the process to end. */
+static void end_by_force(struct instance *in, int status, const char *who)
+{
+	bool again;
+
+	if (in->quitting)
+		return;
+	if (instance_uncertain(in)) {
+		log_error("%s: this side's paused copy of '%s' is discarded; whether it runs at %s "
+			  "is not known",
+			  who, in->claim.name, in->migration_uri);
+		quit(in, EXIT_UNCERTAIN);
+		return;
+	}
+	again = in->stop_wanted;
+	if (instance_stop(in, status) != -EALREADY)
+		return;
+	if (!again) {
+		log_warn("%s: a handover is being committed, waiting for its outcome", who);
+		return;
+	}
+	log_error("%s: left while a handover was being committed; whether the guest runs at the "
+		  "other side is not known",
+		  who);
+	quit(in, EXIT_UNCERTAIN);
+}
+
+static void on_quit_key(void *arg)
+{
+	end_by_force(arg, EXIT_DONE, "Ctrl-A x");
+}
+
+/* ---- signals ---- */
+
+static void on_signal(struct loop_op *op, int32_t res)
+{
+	struct instance *in = container_of(op, struct instance, signal_op);
+	struct signalfd_siginfo si;
+
+	if (res == -ECANCELED)
+		return;
+	while (read(in->signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
+		int signo = (int)si.ssi_signo;
+
+		log_debug("got signal %d (%s)", signo, strsignal(signo));
+		end_by_force(in, EXIT_SIGNAL + signo, strsignal(signo));
+	}
+	if (!in->quitting)
+		loop_poll(&in->loop, &in->signal_op, in->signal_fd, POLLIN);
+}
+
+static int init_signals(struct instance *in, struct errmsg *err)
+{
+	sigset_t set;
+
+	/* Before any thread is there: all of them inherit the mask, and only the loop is told. */
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &set, &in->old_signals);
+	in->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (in->signal_fd < 0)
+		return errmsg_set(err, -errno, "signalfd: %s", strerror(errno));
+	in->signal_op.done = on_signal;
+	loop_poll(&in->loop, &in->signal_op, in->signal_fd, POLLIN);
+	return 0;
+}
+
+/* ---- the machine ---- */
+
+static void on_vm_end(struct vm *vm, void *arg)
+{
+	struct instance *in = arg;
+
+	(void)vm;
+	loop_post(&in->loop, &in->end_task);
+}
+
+static int start_machine(struct instance *in, struct errmsg *err)
+{
+	struct boot_info info;
+	int ret;
+
+	ret = machine_create(&in->vm, &in->cfg, &in->cpuid, &in->loop, &in->serial, err);
+	if (ret)
+		return ret;
+	in->vm->on_end = on_vm_end;
+	in->vm->on_end_arg = in;
+	ret = boot_load(in->vm, &info, err);
+	if (ret == 0)
+		ret = vm_start(in->vm, err);
+	if (ret) {
+		vm_destroy(in->vm);
+		in->vm = NULL;
+		return ret;
+	}
+	in->started_ns = now_ns();
+	if (in->start_paused)
+		vm_pause(in->vm, VM_PAUSE_USER);
+	vm_resume(in->vm, VM_PAUSE_START);
+	return 0;
+}
+
+/* A reset: the same machine anew, with a new VM in the place of the old one. */
+static void restart(struct instance *in)
+{
+	struct errmsg err = {""};
+
+	log_debug("guest reset");
+	in->start_paused = vm_paused(in->vm) & VM_PAUSE_USER;
+	vm_destroy(in->vm);
+	in->vm = NULL;
+	if (start_machine(in, &err)) {
+		log_error("'%s' reset and cannot be booted again: %s", in->cfg.name, err.text);
+		quit(in, EXIT_FAILED);
+	}
+}
+
+/* The machine has ended, and no migration holds it. */
+static void handle_end(struct instance *in)
+{
+	enum vm_end end = in->vm ? vm_get_end(in->vm) : VM_END_NONE;
+
+	if (in->quitting || in->migration || in->receiver)
+		return;
+	switch (end) {
+	case VM_END_NONE:
+		break;
+	case VM_END_POWEROFF:
+		log_debug("guest powered off");
+		quit(in, EXIT_DONE);
+		break;
+	case VM_END_RESET:
+		/* Many a small guest answers the power button with a reboot. */
+		if (in->stop_wanted || instance_stop_pending(in)) {
+			quit(in, in->stop_status);
+		} else if (in->no_reboot) {
+			log_info("guest reset: the end, because of --no-reboot");
+			quit(in, EXIT_DONE);
+		} else {
+			restart(in);
+		}
+		break;
+	case VM_END_CRASH:
+		log_error("guest crashed: %s", in->vm->end_why.text);
+		quit(in, EXIT_FAILED);
+		break;
+	case VM_END_STOPPED:
+		quit(in, in->stop_status);
+		break;
+	case VM_END_MOVED:
+		quit(in, EXIT_DONE);
+		break;
+	}
+}
+
+static void on_end_task(struct loop_task *task)
+{
+	struct instance *in = container_of(task, struct instance, end_task);
+
+	/* With the guest gone its move has no purpose; what is left is seen to when it is over. */
+	if (in->migration && vm_get_end(in->vm) != VM_END_MOVED)
+		migrate_cancel(in->migration);
+	handle_end(in);
+}
+
+/* ---- moving away ---- */
+
+static void on_migrated(void *arg)
+{
+	struct instance *in = arg;
+
+	loop_post(&in->loop, &in->migrated_task);
+}
+
+int instance_migrate(struct instance *in, const struct migrate_options *opt, struct errmsg *err)
+{
+	int ret = migrate_start(&in->migration, in->vm, opt, on_migrated, in, err);
+
+	if (ret)
+		return ret;
+	memcpy(in->migration_uri, opt->uri, sizeof(in->migration_uri));
+	log_debug("moving '%s' to %s", in->cfg.name, opt->uri);
+	return 0;
+}
+
+static void on_migrated_task(struct loop_task *task)
+{
+	struct instance *in = container_of(task, struct instance, migrated_task);
+	const char *name = in->cfg.name;
+
+	migrate_get_stats(in->migration, &in->last);
+	in->has_last = true;
+	migrate_free(in->migration);
+	in->migration = NULL;
+
+	switch (in->last.status) {
+	case MIGRATE_COMPLETED:
+		log_info("%s moved to %s", name, in->migration_uri);
+		in->moved = true;
+		instance_answer_migration(in);
+		quit(in, EXIT_DONE);
+		return;
+	case MIGRATE_UNCERTAIN:
+		log_error("%s: %s. It stays paused: 'godwit resume --force %s' if it surely does "
+			  "not run at %s, 'godwit stop --force %s' to discard it here",
+			  name, in->last.error.text, name, in->migration_uri, name);
+		instance_answer_migration(in);
+		/* Who wanted it ended did not know of this. */
+		if (in->stop_wanted && in->stop_status > EXIT_SIGNAL)
+			quit(in, EXIT_UNCERTAIN);
+		in->stop_wanted = false;
+		return;
+	case MIGRATE_FAILED:
+		log_warn("%s was not moved to %s: %s", name, in->migration_uri,
+			 in->last.error.text);
+		break;
+	case MIGRATE_CANCELLED:
+		log_info("%s was not moved to %s: cancelled", name, in->migration_uri);
+		break;
+	}
+	instance_answer_migration(in);
+	if (in->stop_wanted)
+		vm_set_end(in->vm, VM_END_STOPPED, "stopped by the user");
+	handle_end(in);
+}
+
+/* ---- coming here ---- */
+
+static int serve(struct instance *in, struct errmsg *err)
+{
+	int ret = ctl_start(&in->ctl, &in->loop, in->claim.listen_fd, instance_handlers, in,
+			    CTL_IDLE_DEFAULT);
+
+	return ret ? errmsg_set(err, ret, "cannot serve the control socket: %s", strerror(-ret))
+		   : 0;
+}
+
+static void on_serve_task(struct loop_task *task)
+{
+	struct instance *in = container_of(task, struct instance, serve_task);
+	struct errmsg err = {""};
+
+	if (!in->quitting && serve(in, &err))
+		log_error("%s", err.text);
+}
+
+/* An arriving guest without a name of its own here keeps its name if that is free. */
+static int claim_arriving(struct instance *in, const char *name, struct errmsg *err)
+{
+	char prefix[VM_NAME_MAX];
+	int ret;
+
+	if (!config_name_ok(name))
+		return errmsg_set(err, -EPROTO, "the source gave its guest a malformed name");
+	ret = rundir_claim(&in->claim, name, NULL);
+	if (ret == -EADDRINUSE) {
+		snprintf(prefix, sizeof(prefix), "%.*s-", VM_NAME_MAX - 2, name);
+		ret = rundir_claim_free(&in->claim, prefix, 2, err);
+	} else if (ret) {
+		ret = rundir_claim(&in->claim, name, err);
+	}
+	if (ret)
+		return ret;
+	log_info("the guest's name here is %s", in->claim.name);
+	loop_post(&in->loop, &in->serve_task);
+	return 0;
+}
+
+/* On the receiver's thread. in->cfg has the paths that the user gave here until it has run. */
+static int build_arriving(void *arg, struct vm_config *cfg, const struct cpuid *cpuid,
+			  struct vm **out, struct errmsg *err)
+{
+	struct instance *in = arg;
+	struct vm *vm;
+	int ret;
+
+	if (in->claim.lock_fd < 0) {
+		ret = claim_arriving(in, cfg->name, err);
+		if (ret)
+			return ret;
+	}
+	snprintf(cfg->name, sizeof(cfg->name), "%s", in->claim.name);
+	if (in->cfg.kernel[0])
+		memcpy(cfg->kernel, in->cfg.kernel, sizeof(cfg->kernel));
+	if (in->cfg.initrd[0])
+		memcpy(cfg->initrd, in->cfg.initrd, sizeof(cfg->initrd));
+
+	ret = machine_create(&vm, cfg, cpuid, &in->loop, &in->serial, err);
+	if (ret)
+		return ret;
+	vm->on_end = on_vm_end;
+	vm->on_end_arg = in;
+	/* A reason of its own: it stays when the migration takes its reason away. */
+	if (in->start_paused)
+		vm_pause(vm, VM_PAUSE_USER);
+	*out = vm;
+	return 0;
+}
+
+static void on_received(void *arg)
+{
+	struct instance *in = arg;
+
+	loop_post(&in->loop, &in->received_task);
+}
+
+static void print_report(const struct migrate_stats *stats)
+{
+	json_t *report = report_final(stats);
+
+	json_dumpf(report, stdout, REPORT_JSON_FLAGS);
+	putchar('\n');
+	fflush(stdout);
+	json_decref(report);
+}
+
+static void on_received_task(struct loop_task *task)
+{
+	struct instance *in = container_of(task, struct instance, received_task);
+	struct migrate_stats stats;
+	struct vm *vm;
+	int ret;
+
+	receive_get_stats(in->receiver, &stats);
+	vm = receive_vm(in->receiver);
+	receive_free(in->receiver);
+	in->receiver = NULL;
+	if (in->json)
+		print_report(&stats);
+	if (stats.status != MIGRATE_COMPLETED) {
+		vm_destroy(vm);
+		if (stats.status != MIGRATE_CANCELLED)
+			log_error("no guest came to run here: %s", stats.error.text);
+		else
+			log_debug("receiving was cancelled");
+		quit(in, in->stop_wanted ? in->stop_status : EXIT_FAILED);
+		return;
+	}
+
+	in->vm = vm;
+	in->cfg = vm->cfg;
+	in->cpuid = vm->cpuid;
+	in->started_ns = now_ns();
+	log_info("%s runs here now", in->cfg.name);
+	if (!in->no_reboot && access(in->cfg.kernel, R_OK))
+		log_debug("kernel %s is not on this host: the guest's next reset will end it",
+			  in->cfg.kernel);
+	chan_thaw(&in->serial);
+	ret = console_attach(&in->console);
+	if (ret)
+		log_warn("no input for the guest: %s", strerror(-ret));
+	if (in->stop_wanted)
+		vm_set_end(in->vm, VM_END_STOPPED, "stopped by the user");
+	handle_end(in);
+}
+
+int instance_receive(struct instance *in, const struct receive_options *opt, const char *kernel,
+		     const char *initrd, struct errmsg *err)
+{
+	struct receive_options with_build = *opt;
+	int ret;
+
+	with_build.build = build_arriving;
+	with_build.build_arg = in;
+	snprintf(in->cfg.kernel, sizeof(in->cfg.kernel), "%s", kernel);
+	snprintf(in->cfg.initrd, sizeof(in->cfg.initrd), "%s", initrd);
+	/*
+	 * Output that the source had not written yet arrives with the state. It is ours to write
+	 * only once the guest is: until then the source may still go on and write it itself.
+	 */
+	chan_freeze(&in->serial);
+	ret = receive_listen(&in->receiver, &with_build, in->receive_uri, err);
+	if (ret)
+		return ret;
+	ret = receive_start(in->receiver, &in->loop, on_received, in, err);
+	if (ret) {
+		receive_free(in->receiver);
+		in->receiver = NULL;
+	}
+	return ret;
+}
+
+/* ---- life ---- */
+
+int instance_init(struct instance *in, struct errmsg *err)
+{
+	int in_fd = fcntl(STDIN_FILENO, F_GETFD) < 0 ? -1 : STDIN_FILENO;
+	int ret;
+
+	memset(in, 0, sizeof(*in));
+	in->claim.lock_fd = in->claim.listen_fd = in->signal_fd = -1;
+	in->end_task.run = on_end_task;
+	in->migrated_task.run = on_migrated_task;
+	in->received_task.run = on_received_task;
+	in->serve_task.run = on_serve_task;
+
+	ret = loop_init(&in->loop);
+	if (ret == -ENOSYS || ret == -EPERM)
+		return errmsg_set(err, ret,
+				  "io_uring is not available here (%s): sysctl "
+				  "kernel.io_uring_disabled=0 or the container's seccomp filter "
+				  "(see godwit doctor)",
+				  strerror(-ret));
+	if (ret)
+		return errmsg_set(err, ret, "io_uring: %s", strerror(-ret));
+	in->loop_up = true;
+	ret = init_signals(in, err);
+	if (ret)
+		return ret;
+	ret = chan_init(&in->serial);
+	if (ret)
+		return errmsg_set(err, ret, "serial line: %s", strerror(-ret));
+	in->serial_up = true;
+	ret = console_init(&in->console, &in->loop, &in->serial, in_fd, STDOUT_FILENO, on_quit_key,
+			   in);
+	if (ret)
+		return errmsg_set(err, ret, "console: %s", strerror(-ret));
+	in->console_up = true;
+	return 0;
+}
+
+int instance_claim(struct instance *in, const char *name, struct errmsg *err)
+{
+	int ret;
+
+	if (name[0])
+		ret = rundir_claim(&in->claim, name, err);
+	else
+		ret = rundir_claim_free(&in->claim, "vm", 1, err);
+	return ret ? ret : serve(in, err);
+}
+
+int instance_boot(struct instance *in, struct errmsg *err)
+{
+	int ret;
+
+	snprintf(in->cfg.name, sizeof(in->cfg.name), "%s", in->claim.name);
+	ret = start_machine(in, err);
+	if (ret)
+		return ret;
+	ret = console_attach(&in->console);
+	if (ret)
+		log_warn("no input for the guest: %s", strerror(-ret));
+	return 0;
+}
+
+int instance_run(struct instance *in)
+{
+	int ret = loop_run(&in->loop);
+
+	if (ret) {
+		log_error("event loop: %s", strerror(-ret));
+		return EXIT_FAILED;
+	}
+	return in->exit_status;
+}
+
+void instance_destroy(struct instance *in)
+{
+	in->quitting = true;
+	instance_answer_all(in);
+	/* Sends the answers off before what follows takes its time. */
+	if (in->loop_up)
+		loop_step(&in->loop, 0);
+	if (in->console_up) {
+		/* What a moved guest had not written yet has moved with it. */
+		if (!in->moved)
+			console_flush(&in->console, FLUSH_NS);
+		console_destroy(&in->console);
+	}
+	migrate_free(in->migration);
+	if (in->receiver) {
+		struct vm *vm = receive_vm(in->receiver);
+
+		receive_free(in->receiver);
+		vm_destroy(vm);
+	}
+	vm_destroy(in->vm);
+	in->vm = NULL;
+	/* The name is free before anybody who waits for our end is told of it. */
+	rundir_release(&in->claim);
+	ctl_stop(in->ctl, NS_PER_SEC);
+	if (in->serial_up)
+		chan_destroy(&in->serial);
+	if (in->loop_up)
+		loop_destroy(&in->loop);
+	if (in->signal_fd >= 0)
+		close(in->signal_fd);
+	pthread_sigmask(SIG_SETMASK, &in->old_signals, NULL);
+}

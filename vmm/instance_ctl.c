@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the control socket can ask of a guest: the protocol of godwit(1), CONTROL SOCKET.
+ *
+ * Theory of operation: a handler looks at the state first and refuses what does not fit it, in
+ * words; what takes time is started and the client put among the waiters, which are answered when
+ * it has happened, or by the tick when it has not in time.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cmd.h"
+#include "config.h"
+#include "instance.h"
+#include "machine.h"
+#include "report.h"
+
+#define TICK_NS (100 * NS_PER_MS)
+#define STOP_TIMEOUT_NS (30 * NS_PER_SEC)
+
+/* ---- waiters ---- */
+
+static void on_tick(struct loop_op *op, int32_t res);
+
+static void arm_tick(struct instance *in)
+{
+	if (in->tick_op.pending || !in->waiters || in->quitting)
+		return;
+	in->tick_op.done = on_tick;
+	loop_timer(&in->loop, &in->tick_op, TICK_NS);
+}
+
+void instance_wait(struct instance *in, struct ctl_client *client, enum waiter_kind kind,
+		   uint64_t deadline_ns)
+{
+	struct waiter *w = calloc(1, sizeof(*w));
+
+	if (!w) {
+		ctl_error(client, NULL, "out of memory: not waiting for the outcome");
+		return;
+	}
+	w->client = client;
+	w->kind = kind;
+	w->deadline_ns = deadline_ns;
+	w->next = in->waiters;
+	in->waiters = w;
+	arm_tick(in);
+}
+
+static void on_tick(struct loop_op *op, int32_t res)
+{
+	struct instance *in = container_of(op, struct instance, tick_op);
+	uint64_t now = now_ns();
+
+	(void)res;
+	for (struct waiter **p = &in->waiters, *w; (w = *p);) {
+		struct migrate_stats stats;
+		json_t *progress;
+
+		if (w->deadline_ns && now >= w->deadline_ns) {
+			*p = w->next;
+			ctl_error(w->client, NULL,
+				  "the guest did not power off in time; --force ends it at once");
+			free(w);
+			continue;
+		}
+		p = &w->next;
+		if (w->kind != WAIT_MIGRATE || !in->migration)
+			continue;
+		migrate_get_stats(in->migration, &stats);
+		progress = report_progress(&stats);
+		json_object_set_new(progress, "event", json_string("progress"));
+		ctl_event(w->client, progress);
+	}
+	arm_tick(in);
+}
+
+bool instance_stop_pending(const struct instance *in)
+{
+	for (const struct waiter *w = in->waiters; w; w = w->next) {
+		if (w->kind == WAIT_STOP)
+			return true;
+	}
+	return false;
+}
+
+static json_t *last_report(struct instance *in)
+{
+	json_t *report = report_final(&in->last);
+
+	json_object_set_new(report, "name", json_string(in->cfg.name));
+	json_object_set_new(report, "uri", report_text(in->migration_uri));
+	return report;
+}
+
+static void answer_one(struct instance *in, struct waiter *w)
+{
+	enum migrate_status status = in->last.status;
+
+	switch (w->kind) {
+	case WAIT_MIGRATE:
+		if (status == MIGRATE_COMPLETED)
+			ctl_reply(w->client, last_report(in));
+		else
+			ctl_error(w->client, last_report(in), "%s", in->last.error.text);
+		break;
+	case WAIT_CANCEL:
+		if (status == MIGRATE_COMPLETED)
+			ctl_error(w->client, NULL, "too late: it has moved to %s",
+				  in->migration_uri);
+		else if (status == MIGRATE_UNCERTAIN)
+			ctl_error(w->client, NULL, "too late: %s", in->last.error.text);
+		else
+			ctl_reply(w->client, NULL);
+		break;
+	case WAIT_STOP:
+		if (status == MIGRATE_COMPLETED)
+			ctl_error(w->client, NULL, "too late: it has moved to %s",
+				  in->migration_uri);
+		else
+			ctl_error(w->client, NULL, "too late: %s", in->last.error.text);
+		break;
+	}
+}
+
+void instance_answer_migration(struct instance *in)
+{
+	bool here = in->last.status == MIGRATE_FAILED || in->last.status == MIGRATE_CANCELLED;
+	bool press = false;
+
+	for (struct waiter **p = &in->waiters, *w; (w = *p);) {
+		if (here && w->kind == WAIT_STOP) {
+			/* A stop that had to cancel the migration first goes on now. */
+			press = true;
+			p = &w->next;
+			continue;
+		}
+		*p = w->next;
+		answer_one(in, w);
+		free(w);
+	}
+	if (press && !in->stop_wanted)
+		machine_power_button(in->vm);
+}
+
+void instance_answer_all(struct instance *in)
+{
+	struct waiter *w;
+
+	while ((w = in->waiters)) {
+		in->waiters = w->next;
+		if (w->kind == WAIT_STOP)
+			ctl_reply(w->client, NULL);
+		else
+			ctl_error(w->client, NULL, "the guest's process ends");
+		free(w);
+	}
+}
+
+/* ---- handlers ---- */
+
+/* Members of a request by a jansson format ending in "!": an unknown one is an error. */
+#define UNPACK(client, request, ...)                                                               \
+	unpack_ok(client, &(json_error_t){0}, request, 0, __VA_ARGS__)
+
+static bool unpack_ok(struct ctl_client *client, json_error_t *jerr, json_t *request, size_t flags,
+		      const char *fmt, ...)
+{
+	va_list ap;
+	int ret;
+
+	va_start(ap, fmt);
+	ret = json_vunpack_ex(request, jerr, flags, fmt, ap);
+	va_end(ap);
+	if (ret)
+		ctl_error(client, NULL, "request: %s", jerr->text);
+	return ret == 0;
+}
+
+/* Milliseconds of a request to nanoseconds. False when that is no sensible time. */
+static bool to_ns(double ms, uint64_t *ns)
+{
+	if (!(ms > 0 && ms < 1e12))
+		return false;
+	*ns = (uint64_t)(ms * (double)NS_PER_MS);
+	return *ns > 0;
+}
+
+/* Is there a machine that has not ended and is not on its way in? Says so if not. */
+static bool have_guest(struct instance *in, struct ctl_client *client)
+{
+	if (!in->vm)
+		ctl_error(client, NULL, "the guest is still arriving");
+	else if (vm_get_end(in->vm) != VM_END_NONE)
+		ctl_error(client, NULL, "the guest has ended");
+	else
+		return true;
+	return false;
+}
+
+static bool refuse_uncertain(struct instance *in, struct ctl_client *client)
+{
+	const char *name = in->cfg.name;
+
+	if (!instance_uncertain(in))
+		return false;
+	ctl_error(client, NULL,
+		  "it may run at %s since its migration ended uncertain. 'godwit resume --force %s' "
+		  "if it surely does not run there, 'godwit stop --force %s' to discard it here",
+		  in->migration_uri, name, name);
+	return true;
+}
+
+static bool refuse_migrating(struct instance *in, struct ctl_client *client)
+{
+	if (!in->migration)
+		return false;
+	ctl_error(client, NULL, "a migration is running ('godwit cancel %s' gives it up)",
+		  in->cfg.name);
+	return true;
+}
+
+static const char *state_name(struct instance *in)
+{
+	if (!in->vm)
+		return "receiving";
+	if (in->migration)
+		return "migrating";
+	if (instance_uncertain(in))
+		return "uncertain";
+	return vm_paused(in->vm) & VM_PAUSE_USER ? "paused" : "running";
+}
+
+static void status_migration(struct instance *in, json_t *answer)
+{
+	struct migrate_stats stats;
+	json_t *report;
+
+	if (in->receiver) {
+		receive_get_stats(in->receiver, &stats);
+		report = report_progress(&stats);
+		json_object_set_new(report, "uri", report_text(in->receive_uri));
+	} else if (in->migration) {
+		migrate_get_stats(in->migration, &stats);
+		report = report_progress(&stats);
+		json_object_set_new(report, "uri", report_text(in->migration_uri));
+	} else if (in->has_last) {
+		report = last_report(in);
+	} else {
+		return;
+	}
+	json_object_set_new(answer, "migration", report);
+}
+
+static void do_status(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	const char *cmd;
+	json_t *a;
+
+	if (!UNPACK(client, request, "{s:s!}", "cmd", &cmd))
+		return;
+	a = json_pack("{s:s,s:i,s:s}", "name", in->claim.name, "pid", (int)getpid(), "state",
+		      state_name(in));
+	if (in->vm) {
+		json_object_set_new(a, "ram_bytes", json_integer((json_int_t)in->cfg.ram_size));
+		json_object_set_new(a, "vcpus", json_integer(in->cfg.vcpus));
+		json_object_set_new(a, "kernel", report_text(in->cfg.kernel));
+		json_object_set_new(a, "initrd", report_text(in->cfg.initrd));
+		json_object_set_new(a, "cmdline", report_text(in->cfg.cmdline));
+		json_object_set_new(
+			a, "uptime_s",
+			json_integer((json_int_t)((now_ns() - in->started_ns) / NS_PER_SEC)));
+	}
+	status_migration(in, a);
+	ctl_reply(client, a);
+}
+
+static void do_pause(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	const char *cmd;
+
+	if (!UNPACK(client, request, "{s:s!}", "cmd", &cmd) || !have_guest(in, client) ||
+	    refuse_migrating(in, client) || refuse_uncertain(in, client))
+		return;
+	vm_pause(in->vm, VM_PAUSE_USER);
+	ctl_reply(client, NULL);
+}
+
+static void do_resume(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	const char *cmd;
+	int force = 0;
+
+	if (!UNPACK(client, request, "{s:s,s?b!}", "cmd", &cmd, "force", &force) ||
+	    !have_guest(in, client) || refuse_migrating(in, client) ||
+	    (!force && refuse_uncertain(in, client)))
+		return;
+	if (instance_uncertain(in)) {
+		log_warn("%s runs on here: the user says that it does not run at %s", in->cfg.name,
+			 in->migration_uri);
+		vm_resume(in->vm, VM_PAUSE_LOST);
+	}
+	vm_resume(in->vm, VM_PAUSE_USER);
+	ctl_reply(client, NULL);
+}
+
+static void do_stop(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	uint64_t timeout = STOP_TIMEOUT_NS;
+	double timeout_ms = 0;
+	const char *cmd;
+	int force = 0;
+
+	if (!UNPACK(client, request, "{s:s,s?b,s?F!}", "cmd", &cmd, "force", &force, "timeout_ms",
+		    &timeout_ms))
+		return;
+	if (timeout_ms != 0 && !to_ns(timeout_ms, &timeout)) {
+		ctl_error(client, NULL, "timeout_ms is not a time");
+		return;
+	}
+	/* One that has not arrived has no power button; the source keeps it. */
+	if (force || in->receiver) {
+		if (instance_stop(in, in->receiver ? EXIT_FAILED : EXIT_DONE) == -EALREADY)
+			log_warn("stop: a handover is being committed, waiting for its outcome");
+		instance_wait(in, client, WAIT_STOP, 0);
+		return;
+	}
+	if (!have_guest(in, client) || refuse_uncertain(in, client))
+		return;
+	if (vm_paused(in->vm) & VM_PAUSE_USER) {
+		ctl_error(client, NULL,
+			  "a paused guest does not notice its power button: resume it, or --force");
+		return;
+	}
+	if (in->migration) {
+		if (migrate_cancel(in->migration)) {
+			ctl_error(client, NULL, "its handover to %s is being committed",
+				  in->migration_uri);
+			return;
+		}
+	} else {
+		machine_power_button(in->vm);
+	}
+	instance_wait(in, client, WAIT_STOP, now_ns() + timeout);
+}
+
+static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT,
+				      .timeout_ns = MIGRATE_TIMEOUT_DEFAULT};
+	double downtime_ms = 0, timeout_ms = 0;
+	const char *cmd, *uri, *verify = "stream";
+	struct errmsg err = {""};
+
+	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s!}", "cmd", &cmd, "uri", &uri,
+		    "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify", &verify))
+		return;
+	if (config_check_uri(uri, &err)) {
+		ctl_error(client, NULL, "%s", err.text);
+		return;
+	}
+	if ((downtime_ms != 0 && !to_ns(downtime_ms, &opt.downtime_ns)) ||
+	    (timeout_ms != 0 && !to_ns(timeout_ms, &opt.timeout_ns))) {
+		ctl_error(client, NULL, "downtime_ms or timeout_ms is not a time");
+		return;
+	}
+	if (strcmp(verify, "stream") != 0 && strcmp(verify, "full") != 0) {
+		ctl_error(client, NULL, "verify is neither \"stream\" nor \"full\"");
+		return;
+	}
+	opt.verify = strcmp(verify, "full") ? MIGRATE_VERIFY_STREAM : MIGRATE_VERIFY_FULL;
+	memcpy(opt.uri, uri, strlen(uri) + 1);
+
+	if (!have_guest(in, client) || refuse_migrating(in, client) || refuse_uncertain(in, client))
+		return;
+	/* The destination lets what arrives run: a pause would silently end there. */
+	if (vm_paused(in->vm) & VM_PAUSE_USER) {
+		ctl_error(client, NULL, "it is paused: 'godwit resume %s' first", in->cfg.name);
+		return;
+	}
+	if (instance_migrate(in, &opt, &err))
+		ctl_error(client, NULL, "%s", err.text);
+	else
+		instance_wait(in, client, WAIT_MIGRATE, 0);
+}
+
+static void do_cancel(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	const char *cmd;
+	int ret;
+
+	if (!UNPACK(client, request, "{s:s!}", "cmd", &cmd))
+		return;
+	if (!in->receiver && !in->migration) {
+		ctl_error(client, NULL, "no migration is running");
+		return;
+	}
+	ret = in->receiver ? instance_stop(in, EXIT_FAILED) : migrate_cancel(in->migration);
+	if (ret)
+		ctl_error(client, NULL, "too late: the handover is being committed");
+	else
+		instance_wait(in, client, in->receiver ? WAIT_STOP : WAIT_CANCEL, 0);
+}
+
+const struct ctl_handler instance_handlers[] = {
+	{"status", do_status},	 {"pause", do_pause},	{"resume", do_resume}, {"stop", do_stop},
+	{"migrate", do_migrate}, {"cancel", do_cancel}, {NULL, NULL},
+};

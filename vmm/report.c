@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT */
+#include "report.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "util.h"
+
+static json_int_t jint(uint64_t v)
+{
+	return (json_int_t)MIN(v, (uint64_t)INT64_MAX);
+}
+
+json_t *report_text(const char *text)
+{
+	json_t *j = json_string(text);
+	AUTO_FREE char *copy = NULL;
+
+	if (j || !(copy = strdup(text)))
+		return j;
+	for (char *p = copy; *p; p++) {
+		if ((unsigned char)*p >= 0x80)
+			*p = '?';
+	}
+	return json_string(copy);
+}
+
+json_t *report_ms(uint64_t ns)
+{
+	return json_real((double)(ns / NS_PER_US) / 1000);
+}
+
+static const char *verify_name(enum migrate_verify v)
+{
+	return v == MIGRATE_VERIFY_FULL ? "full" : "stream";
+}
+
+static json_t *report_pages(const struct migrate_stats *s)
+{
+	return json_pack("{s:I,s:I,s:I,s:I}", "scanned", jint(s->pages_scanned), "zero",
+			 jint(s->pages_zero), "unchanged", jint(s->pages_unchanged), "sent",
+			 jint(s->pages_sent));
+}
+
+json_t *report_progress(const struct migrate_stats *s)
+{
+	return json_pack("{s:s,s:I,s:o,s:I,s:I,s:I,s:I,s:I,s:o}", "phase",
+			 migrate_phase_name(s->phase), "round", (json_int_t)s->round, "elapsed_ms",
+			 report_ms(s->total_ns), "ram_bytes", jint(s->ram_bytes), "wire_bytes",
+			 jint(s->wire_bytes), "bytes_per_s", jint(s->bytes_per_s),
+			 "dirty_pages_per_s", jint(s->dirty_pages_per_s), "remaining_pages",
+			 jint(s->remaining_pages), "pages", report_pages(s));
+}
+
+json_t *report_final(const struct migrate_stats *s)
+{
+	json_t *j = json_pack("{s:s,s:o,s:o,s:I,s:I,s:o,s:s,s:I}", "status",
+			      migrate_status_name(s->status), "total_ms", report_ms(s->total_ns),
+			      "downtime_ms", report_ms(s->downtime_ns), "rounds",
+			      (json_int_t)s->round, "wire_bytes", jint(s->wire_bytes), "pages",
+			      report_pages(s), "verify", verify_name(s->verify), "verified_pages",
+			      jint(s->verified_pages));
+
+	if (!j)
+		return NULL;
+	json_object_set_new(j, "ram_bytes", json_integer(jint(s->ram_bytes)));
+	json_object_set_new(j, "downtime_target_ms", report_ms(s->downtime_target_ns));
+	json_object_set_new(j, "estimate_downtime_ms", report_ms(s->estimate_downtime_ns));
+	json_object_set_new(j, "rtt_ms", report_ms(s->rtt_ns));
+	json_object_set_new(j, "downtime_parts",
+			    json_pack("{s:o,s:o,s:o,s:o,s:o}", "pause_ms", report_ms(s->pause_ns),
+				      "last_pages_ms", report_ms(s->last_pages_ns), "state_ms",
+				      report_ms(s->state_ns), "proof_ms", report_ms(s->proof_ns),
+				      "commit_ms", report_ms(s->commit_ns)));
+	if (s->status != MIGRATE_COMPLETED)
+		json_object_set_new(j, "error", report_text(s->error.text));
+	return j;
+}
+
+uint64_t report_u64(const json_t *obj, const char *key)
+{
+	double v = json_number_value(json_object_get(obj, key));
+
+	return v > 0 ? (uint64_t)v : 0;
+}
+
+static double number(const json_t *obj, const char *key)
+{
+	return json_number_value(json_object_get(obj, key));
+}
+
+static const char *text(const json_t *obj, const char *key)
+{
+	const char *s = json_string_value(json_object_get(obj, key));
+
+	return s ? s : "?";
+}
+
+void report_progress_line(const json_t *p, char *buf, size_t len)
+{
+	char left[32], rate[32], dirty[32];
+
+	format_size(left, sizeof(left), report_u64(p, "remaining_pages") * PAGE_SIZE);
+	format_size(rate, sizeof(rate), report_u64(p, "bytes_per_s"));
+	format_size(dirty, sizeof(dirty), report_u64(p, "dirty_pages_per_s") * PAGE_SIZE);
+	snprintf(buf, len, "%s, round %.0f: %s left, %s/s, guest writes %s/s, %.1f s",
+		 text(p, "phase"), number(p, "round"), left, rate, dirty,
+		 number(p, "elapsed_ms") / 1000);
+}
+
+void report_summary(const json_t *f, FILE *out)
+{
+	const json_t *pages = json_object_get(f, "pages");
+	const json_t *parts = json_object_get(f, "downtime_parts");
+	char wire[32], ram[32];
+
+	format_size(wire, sizeof(wire), report_u64(f, "wire_bytes"));
+	format_size(ram, sizeof(ram), report_u64(f, "ram_bytes"));
+	fprintf(out, "%s in %.0f ms, downtime %.1f ms (expected %.1f), %.0f rounds\n",
+		text(f, "status"), number(f, "total_ms"), number(f, "downtime_ms"),
+		number(f, "estimate_downtime_ms"), number(f, "rounds"));
+	fprintf(out,
+		"  %s on the wire for %s of RAM: %.0f pages sent, %.0f zero, %.0f unchanged; "
+		"%.0f verified (%s)\n",
+		wire, ram, number(pages, "sent"), number(pages, "zero"),
+		number(pages, "unchanged"), number(f, "verified_pages"), text(f, "verify"));
+	fprintf(out,
+		"  downtime: pause %.1f ms, last pages %.1f, state %.1f, proof %.1f, "
+		"commit %.1f; round trip %.2f ms\n",
+		number(parts, "pause_ms"), number(parts, "last_pages_ms"),
+		number(parts, "state_ms"), number(parts, "proof_ms"), number(parts, "commit_ms"),
+		number(f, "rtt_ms"));
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT */
+/* A migration's figures as JSON, and that JSON as text for people. */
+#ifndef GODWIT_REPORT_H
+#define GODWIT_REPORT_H
+
+#include <jansson.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "../migrate/migrate.h"
+
+#define REPORT_JSON_FLAGS (JSON_COMPACT | JSON_REAL_PRECISION(15))
+
+/* Any bytes as a JSON string: what is not UTF-8 (a path may be anything) is shown by '?'. */
+json_t *report_text(const char *text);
+
+/* Nanoseconds as milliseconds with three decimals. */
+json_t *report_ms(uint64_t ns);
+
+/*
+ * What is known while it runs ("phase", "round", "remaining_pages", ...), and what remains once it
+ * has ended ("status", "total_ms", "downtime_ms", ...). New references.
+ */
+json_t *report_progress(const struct migrate_stats *s);
+json_t *report_final(const struct migrate_stats *s);
+
+/* A report_progress() as text of one line, without its end. */
+void report_progress_line(const json_t *progress, char *buf, size_t len);
+
+/* A report_final() for people, on f. */
+void report_summary(const json_t *final, FILE *f);
+
+/* A number that is not there, or is not one, counts as 0. */
+uint64_t report_u64(const json_t *obj, const char *key);
+
+#endif
