@@ -51,8 +51,34 @@ MAIN_OBJ := $(B)/vmm/main.o
 UNIT_SRC := $(wildcard vmm/tests/test-*.c) $(wildcard migrate/tests/test-*.c)
 UNIT := $(UNIT_SRC:%.c=$(B)/%)
 
-.PHONY: all unit clean
+.PHONY: all unit payloads demo check lint format install clean setup
 all: $(B)/godwit
+
+# Installs what is missing from Debian's packages; silent and quick when nothing is.
+setup:
+	@scripts/setup
+
+# Recursive, because only after set-up are there packages to ask for flags.
+demo: setup
+	@$(MAKE) --no-print-directory -j$$(nproc) all payloads
+	@scripts/demo
+
+check: setup
+	@$(MAKE) --no-print-directory -j$$(nproc) all unit payloads guest-tests
+	@scripts/check
+
+lint: setup
+	@scripts/lint
+
+format:
+	git ls-files --cached --others --exclude-standard -- '*.c' '*.h' | xargs clang-format -i
+
+install: all
+	install -D -m 755 $(B)/godwit $(DESTDIR)$(PREFIX)/bin/godwit
+	install -D -m 644 vmm/godwit.1 $(DESTDIR)$(PREFIX)/share/man/man1/godwit.1
+
+# Guests that test us; the rules are in guest-tests/*/*.mk.
+payloads: bare-payloads linux-guest
 
 $(B)/godwit: $(MAIN_OBJ) $(B)/libgodwit.a
 	$(call say,LD,$@)

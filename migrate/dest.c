@@ -103,6 +103,10 @@ static int check_cpu(struct receiver *r, const struct hello *h)
 		return errmsg_set(&r->err, -ENOMEM, "no memory for CPUID");
 	kvm_fd = kvm_open(&caps, &r->err);
 	ret = kvm_fd < 0 ? kvm_fd : cpuid_host(host, kvm_fd, r->opt.cpu_mask, &r->err);
+	/* A guest that could never leave again is not taken in. */
+	if (ret == 0 && caps.no_migrate)
+		ret = errmsg_set(&r->err, -ENOTSUP, "this host's KVM lacks %s: it cannot migrate guests",
+				 caps.no_migrate);
 	if (ret == 0)
 		ret = cpuid_check(&h->cpuid, host, &r->err);
 	if (kvm_fd >= 0)

@@ -564,6 +564,10 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 		return errmsg_set(err, -EBUSY,
 				  "the guest was handed over and may run elsewhere: it cannot be "
 				  "moved again");
+	if (vm->caps.no_migrate)
+		return errmsg_set(err, -ENOTSUP,
+				  "this host's KVM lacks %s: it cannot migrate guests (see `godwit doctor`)",
+				  vm->caps.no_migrate);
 	m = calloc(1, sizeof(*m));
 	if (!m)
 		return errmsg_set(err, -ENOMEM, "no memory for a migration");

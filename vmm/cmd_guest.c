@@ -51,6 +51,10 @@ static void print_migration(const json_t *m)
 		       why ? ": " : "", why ? why : "");
 		return;
 	}
+	if (strcmp(text(m, "phase", "?"), "listening") == 0) {
+		printf("migration  waiting for a source at %s\n", text(m, "uri", "?"));
+		return;
+	}
 	report_progress_line(m, line, sizeof(line));
 	printf("migration  %s, %s\n", text(m, "uri", "?"), line);
 }

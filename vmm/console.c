@@ -180,6 +180,7 @@ static int terminal_attach(int fd)
 		install_handler(deadly_signals[i], on_deadly);
 	install_handler(SIGTSTP, on_stop);
 	install_handler(SIGCONT, on_continue);
+	terminal_take();
 	return 0;
 }
 

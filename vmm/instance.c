@@ -2,7 +2,6 @@
 #include "instance.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -109,7 +108,7 @@ static int init_signals(struct instance *in, struct errmsg *err)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, &set, &in->old_signals);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	in->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (in->signal_fd < 0)
 		return errmsg_set(err, -errno, "signalfd: %s", strerror(errno));
@@ -119,6 +118,22 @@ static int init_signals(struct instance *in, struct errmsg *err)
 }
 
 /* ---- the machine ---- */
+
+/* Gives the guest this process's stdin and stdout. It can do without them. */
+static void open_console(struct instance *in)
+{
+	int ret = console_init(&in->console, &in->loop, &in->serial, STDIN_FILENO, STDOUT_FILENO,
+			       on_quit_key, in);
+
+	if (ret) {
+		log_warn("no serial line for the guest: %s", strerror(-ret));
+		return;
+	}
+	in->console_up = true;
+	ret = console_attach(&in->console);
+	if (ret)
+		log_warn("no input for the guest: %s", strerror(-ret));
+}
 
 static void on_vm_end(struct vm *vm, void *arg)
 {
@@ -212,7 +227,7 @@ static void on_end_task(struct loop_task *task)
 
 	/* With the guest gone its move has no purpose; what is left is seen to when it is over. */
 	if (in->migration && vm_get_end(in->vm) != VM_END_MOVED)
-		migrate_cancel(in->migration);
+		in->cancelled_by_end = migrate_cancel(in->migration) == 0;
 	handle_end(in);
 }
 
@@ -245,6 +260,11 @@ static void on_migrated_task(struct loop_task *task)
 	in->has_last = true;
 	migrate_free(in->migration);
 	in->migration = NULL;
+	if (in->cancelled_by_end && in->last.status == MIGRATE_CANCELLED) {
+		in->last.status = MIGRATE_FAILED;
+		in->last.error = (struct errmsg){"the guest ended during the migration"};
+	}
+	in->cancelled_by_end = false;
 
 	switch (in->last.status) {
 	case MIGRATE_COMPLETED:
@@ -359,7 +379,7 @@ static void on_received(void *arg)
 
 static void print_report(const struct migrate_stats *stats)
 {
-	json_t *report = report_final(stats);
+	json_t *report = report_received(stats);
 
 	json_dumpf(report, stdout, REPORT_JSON_FLAGS);
 	putchar('\n');
@@ -372,7 +392,6 @@ static void on_received_task(struct loop_task *task)
 	struct instance *in = container_of(task, struct instance, received_task);
 	struct migrate_stats stats;
 	struct vm *vm;
-	int ret;
 
 	receive_get_stats(in->receiver, &stats);
 	vm = receive_vm(in->receiver);
@@ -398,10 +417,8 @@ static void on_received_task(struct loop_task *task)
 	if (!in->no_reboot && access(in->cfg.kernel, R_OK))
 		log_debug("kernel %s is not on this host: the guest's next reset will end it",
 			  in->cfg.kernel);
-	chan_thaw(&in->serial);
-	ret = console_attach(&in->console);
-	if (ret)
-		log_warn("no input for the guest: %s", strerror(-ret));
+	/* Only now: the report comes before anything that the guest writes. */
+	open_console(in);
 	if (in->stop_wanted)
 		vm_set_end(in->vm, VM_END_STOPPED, "stopped by the user");
 	handle_end(in);
@@ -417,11 +434,6 @@ int instance_receive(struct instance *in, const struct receive_options *opt, con
 	with_build.build_arg = in;
 	snprintf(in->cfg.kernel, sizeof(in->cfg.kernel), "%s", kernel);
 	snprintf(in->cfg.initrd, sizeof(in->cfg.initrd), "%s", initrd);
-	/*
-	 * Output that the source had not written yet arrives with the state. It is ours to write
-	 * only once the guest is: until then the source may still go on and write it itself.
-	 */
-	chan_freeze(&in->serial);
 	ret = receive_listen(&in->receiver, &with_build, in->receive_uri, err);
 	if (ret)
 		return ret;
@@ -437,7 +449,6 @@ int instance_receive(struct instance *in, const struct receive_options *opt, con
 
 int instance_init(struct instance *in, struct errmsg *err)
 {
-	int in_fd = fcntl(STDIN_FILENO, F_GETFD) < 0 ? -1 : STDIN_FILENO;
 	int ret;
 
 	memset(in, 0, sizeof(*in));
@@ -464,11 +475,6 @@ int instance_init(struct instance *in, struct errmsg *err)
 	if (ret)
 		return errmsg_set(err, ret, "serial line: %s", strerror(-ret));
 	in->serial_up = true;
-	ret = console_init(&in->console, &in->loop, &in->serial, in_fd, STDOUT_FILENO, on_quit_key,
-			   in);
-	if (ret)
-		return errmsg_set(err, ret, "console: %s", strerror(-ret));
-	in->console_up = true;
 	return 0;
 }
 
@@ -489,12 +495,9 @@ int instance_boot(struct instance *in, struct errmsg *err)
 
 	snprintf(in->cfg.name, sizeof(in->cfg.name), "%s", in->claim.name);
 	ret = start_machine(in, err);
-	if (ret)
-		return ret;
-	ret = console_attach(&in->console);
-	if (ret)
-		log_warn("no input for the guest: %s", strerror(-ret));
-	return 0;
+	if (ret == 0)
+		open_console(in);
+	return ret;
 }
 
 int instance_run(struct instance *in)
@@ -537,7 +540,7 @@ void instance_destroy(struct instance *in)
 		chan_destroy(&in->serial);
 	if (in->loop_up)
 		loop_destroy(&in->loop);
+	/* Signals stay blocked: one more must not take the exit status away. */
 	if (in->signal_fd >= 0)
 		close(in->signal_fd);
-	pthread_sigmask(SIG_SETMASK, &in->old_signals, NULL);
 }

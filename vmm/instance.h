@@ -20,7 +20,6 @@
 #ifndef GODWIT_INSTANCE_H
 #define GODWIT_INSTANCE_H
 
-#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -67,6 +66,7 @@ struct instance {
 	char migration_uri[MIGRATE_URI_MAX];
 	struct migrate_stats last; /* of the latest migration from here, once it has ended */
 	bool has_last;
+	bool cancelled_by_end; /* not the user: the guest powered off or reset meanwhile */
 	struct receiver *receiver;
 	char receive_uri[MIGRATE_URI_MAX];
 
@@ -75,7 +75,6 @@ struct instance {
 	struct loop_task end_task, migrated_task, received_task, serve_task;
 
 	int signal_fd;
-	sigset_t old_signals;
 	struct loop_op signal_op;
 
 	bool stop_wanted; /* end it as soon as no migration is in the way */
@@ -86,7 +85,7 @@ struct instance {
 };
 
 /*
- * Loop, serial line, console (output only) and signals. SIGINT, SIGTERM and SIGHUP end the guest
+ * Loop, serial line and signals. SIGINT, SIGTERM and SIGHUP end the guest
  * from here on. -errno with the cause in err; instance_destroy() it in any case.
  */
 int instance_init(struct instance *in, struct errmsg *err);

@@ -303,6 +303,8 @@ static void do_resume(void *arg, struct ctl_client *client, json_t *request)
 	if (instance_uncertain(in)) {
 		log_warn("%s runs on here: the user says that it does not run at %s", in->cfg.name,
 			 in->migration_uri);
+		/* The handover left the devices at rest, too. */
+		vm_resume_devices(in->vm);
 		vm_resume(in->vm, VM_PAUSE_LOST);
 	}
 	vm_resume(in->vm, VM_PAUSE_USER);

@@ -1,15 +1,35 @@
 /* SPDX-License-Identifier: MIT */
+#include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cmd.h"
 #include "config.h"
 #include "log.h"
 
+/* Whoever started us with stdin, stdout or stderr closed must not find a guest's file there. */
+static bool fill_standard_fds(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	const struct command *cmd;
 	int status;
+
+	if (!fill_standard_fds())
+		return EXIT_FAILED;
 
 	if (argc < 2) {
 		config_help(stderr);

@@ -77,6 +77,20 @@ json_t *report_final(const struct migrate_stats *s)
 	return j;
 }
 
+json_t *report_received(const struct migrate_stats *s)
+{
+	json_t *j = json_pack("{s:s,s:o,s:I,s:I,s:{s:I,s:I},s:s,s:I,s:I}", "status",
+			      migrate_status_name(s->status), "total_ms", report_ms(s->total_ns),
+			      "rounds", (json_int_t)s->round, "wire_bytes", jint(s->wire_bytes),
+			      "pages", "zero", jint(s->pages_zero), "sent", jint(s->pages_sent),
+			      "verify", verify_name(s->verify), "verified_pages",
+			      jint(s->verified_pages), "ram_bytes", jint(s->ram_bytes));
+
+	if (s->status != MIGRATE_COMPLETED)
+		json_object_set_new(j, "error", report_text(s->error.text));
+	return j;
+}
+
 uint64_t report_u64(const json_t *obj, const char *key)
 {
 	double v = json_number_value(json_object_get(obj, key));

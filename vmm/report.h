@@ -24,6 +24,9 @@ json_t *report_ms(uint64_t ns);
 json_t *report_progress(const struct migrate_stats *s);
 json_t *report_final(const struct migrate_stats *s);
 
+/* The destination's view of the end: what it can know, under the same names. */
+json_t *report_received(const struct migrate_stats *s);
+
 /* A report_progress() as text of one line, without its end. */
 void report_progress_line(const json_t *progress, char *buf, size_t len);
 

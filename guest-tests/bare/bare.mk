@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Bare payloads: PVH ELF files that run on a virtual machine without an operating system.
-# Included by the top-level Makefile, and usable alone from there:
+# Included by the top-level Makefile (whose `say` and Q it uses), and usable alone from there:
 #     make -f guest-tests/bare/bare.mk B=build
 # `bare-payloads` builds them all into $(B)/guest-tests/bare/NAME.elf.
 
@@ -33,14 +33,17 @@ bare-payloads: $(bare_elfs)
 $(bare_out)/dirty.elf: $(bare_out)/dirty_ws.o
 $(bare_out)/fpu.elf: $(bare_out)/fpu_hold.o
 $(bare_elfs): %.elf: %.o $(bare_rt_objs) $(bare_src)/rt/link.ld
-	$(CC) $(bare_ldflags) -o $@ $(filter %.o,$^)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(bare_ldflags) -o $@ $(filter %.o,$^)
 
 $(bare_out)/%.o: $(bare_src)/%.c $(bare_src)/bare.mk
-	@mkdir -p $(@D)
-	$(CC) $(bare_cflags) -c -o $@ $<
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(bare_cflags) -c -o $@ $<
 
 $(bare_out)/%.o: $(bare_src)/%.S $(bare_src)/bare.mk
-	@mkdir -p $(@D)
-	$(CC) $(bare_flags) -c -o $@ $<
+	$(call say,AS,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(bare_flags) -c -o $@ $<
 
 -include $(bare_objs:.o=.d)

@@ -6,8 +6,9 @@
  *
  * Lines end in "\n".  A line starts with the payload's name; what follows is a word or
  * key=value pairs, separated by one space.  The *_FMT strings serve printf in the payload and
- * sscanf in the test (unsigned long for %lu and %lx, int for %d; no newline in them).  New pairs
- * may be appended to a line later, so a reader looks keys up by name or matches a prefix.
+ * sscanf in the test (unsigned long for %lu and %lx; no newline in them); one with %s in it is for
+ * printf only, as a string may hold spaces and has no length.  New pairs may be appended to a line
+ * later, so a reader looks keys up by name or matches a prefix.
  *
  * The last line of a run is either
  *
@@ -40,25 +41,29 @@
 #define BARE_SKIP_FMT "skip why=\"%s\""
 
 /* `<name> error ...` lines that a payload prints at most; it goes on counting. */
-#define BARE_MAX_ERRORS	20
+#define BARE_MAX_ERRORS 20
 
 /* Bytes to send to COM1. A payload looks for one about every 5 ms. */
-#define BARE_CMD_RESET	'z'	/* forget the gaps seen so far (dirty, smp, timer) */
-#define BARE_CMD_REPORT	'r'	/* print the periodic line now */
-#define BARE_CMD_VERIFY	'v'	/* check everything now (dirty, smp, fpu) */
-#define BARE_CMD_QUIT	'q'	/* check everything, print `done`, power off */
+#define BARE_CMD_RESET 'z'  /* forget the gaps seen so far (dirty, timer) */
+#define BARE_CMD_REPORT 'r' /* print the periodic line now */
+#define BARE_CMD_VERIFY 'v' /* check everything now (dirty, smp, fpu) */
+#define BARE_CMD_QUIT 'q'   /* check everything, print `done`, power off */
 
 /*
  * --- hello ---
  *
  *     hello cmdline="<as received>" ram=<bytes> ring=<0|3> tsc_khz=<n> tsc_from=<word> cpus=<n>
+ *           ring0_cycles=<n>                            (all on one line)
  *     hello done
  *
  * ram: what the memory map calls RAM. cpus: what the MADT lists as usable; 1 without one.
+ * ring0_cycles: TSC cycles that one turn of a two-instruction loop takes in ring 0; thousands where
+ * the host emulates ring 0.
  * The command line is printed as it came; it ends at the last `" ram=` of the line.
  * With echo=1 hello sends back what it receives, byte for byte, until `q`.
  */
-#define BARE_HELLO_FMT "hello cmdline=\"%s\" ram=%lu ring=%lu tsc_khz=%lu tsc_from=%s cpus=%lu"
+#define BARE_HELLO_FMT                                                                             \
+	"hello cmdline=\"%s\" ram=%lu ring=%lu tsc_khz=%lu tsc_from=%s cpus=%lu ring0_cycles=%lu"
 
 /*
  * --- dirty ---
@@ -105,13 +110,12 @@
  *
  * want_gen is the generation the page should have, found the one nearby whose content is there.
  */
-#define BARE_DIRTY_READY_FMT \
-	"dirty ready ws=%lu hot=%lu kind=%s ring=%lu cpus=%lu tsc_khz=%lu"
-#define BARE_DIRTY_REPORT_FMT \
+#define BARE_DIRTY_READY_FMT "dirty ready ws=%lu hot=%lu kind=%s ring=%lu cpus=%lu tsc_khz=%lu"
+#define BARE_DIRTY_REPORT_FMT                                                                      \
 	"dirty t_ms=%lu writes=%lu mib_s=%lu gap_us=%lu errors=%lu gap_at_ms=%lu io_gap_us=%lu"
-#define BARE_DIRTY_VERIFY_FMT	"dirty verify pages=%lu errors=%lu"
-#define BARE_DIRTY_DONE_FMT	"dirty done writes=%lu gap_us=%lu errors=%lu"
-#define BARE_DIRTY_ERROR	"dirty error "
+#define BARE_DIRTY_VERIFY_FMT "dirty verify pages=%lu errors=%lu"
+#define BARE_DIRTY_DONE_FMT "dirty done writes=%lu gap_us=%lu errors=%lu"
+#define BARE_DIRTY_ERROR "dirty error "
 
 /*
  * --- smp ---
@@ -138,11 +142,11 @@
  * max are the least and the most rounds a CPU has done since the last tick line. errors of `verify`
  * is, as everywhere but with dirty, the count since the start.
  */
-#define BARE_SMP_READY_FMT	"smp cpus=%lu ring=%lu"
-#define BARE_SMP_TICK_FMT	"smp tick=%lu min=%lu max=%lu errors=%lu ipis=%lu"
-#define BARE_SMP_VERIFY_FMT	"smp verify rounds=%lu errors=%lu"
-#define BARE_SMP_DONE_FMT	"smp done rounds=%lu errors=%lu ipis=%lu"
-#define BARE_SMP_ERROR		"smp error "
+#define BARE_SMP_READY_FMT "smp cpus=%lu ring=%lu"
+#define BARE_SMP_TICK_FMT "smp tick=%lu min=%lu max=%lu errors=%lu ipis=%lu"
+#define BARE_SMP_VERIFY_FMT "smp verify rounds=%lu errors=%lu"
+#define BARE_SMP_DONE_FMT "smp done rounds=%lu errors=%lu ipis=%lu"
+#define BARE_SMP_ERROR "smp error "
 
 /*
  * --- fpu ---
@@ -160,13 +164,13 @@
  *     fpu done checks=.. errors=..
  *     fpu error cpu=.. reg=<st|mxcsr|fcw|fsw|vec|k><n> want=0x.. got=0x..
  *
- * A check covers all registers, which were held for a millisecond. An error shows the first eight bytes
- * that differ, at a multiple of eight bytes into the register.
+ * A check covers all registers, which were held for a millisecond. An error shows the first eight
+ * bytes that differ, at a multiple of eight bytes into the register.
  */
-#define BARE_FPU_READY_FMT	"fpu ready x87=%lu sse=%lu avx=%lu avx512=%lu ring=%lu cpus=%lu"
-#define BARE_FPU_REPORT_FMT	"fpu checks=%lu errors=%lu"
-#define BARE_FPU_DONE_FMT	"fpu done checks=%lu errors=%lu"
-#define BARE_FPU_ERROR		"fpu error "
+#define BARE_FPU_READY_FMT "fpu ready x87=%lu sse=%lu avx=%lu avx512=%lu ring=%lu cpus=%lu"
+#define BARE_FPU_REPORT_FMT "fpu checks=%lu errors=%lu"
+#define BARE_FPU_DONE_FMT "fpu done checks=%lu errors=%lu"
+#define BARE_FPU_ERROR "fpu error "
 
 /*
  * --- timer ---
@@ -186,14 +190,14 @@
  *     timer error lost src=<source> ticks=..
  *     timer skip why="..."
  *
- * ticks is lapic plus pit. late_max_us is the most by which a tick came later than one period after the
- * one before it, or after its deadline, since the start or the last `z`; a pause of the machine
- * shows in it. lost counts how often a timer fell silent for ten periods of running time; pauses
- * of the machine do not count.
+ * ticks is lapic plus pit. late_max_us is the most by which a tick came later than one period after
+ * the one before it, or after its deadline, since the start or the last `z`; a pause of the machine
+ * shows in it. lost counts how often a timer fell silent for ten periods and a second of running
+ * time; pauses of the machine do not count.
  */
-#define BARE_TIMER_READY_FMT	"timer ready src=%s pit=%s hz=%lu ring=%lu"
-#define BARE_TIMER_REPORT_FMT	"timer ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu"
-#define BARE_TIMER_DONE_FMT	"timer done ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu"
-#define BARE_TIMER_ERROR	"timer error "
+#define BARE_TIMER_READY_FMT "timer ready src=%s pit=%s hz=%lu ring=%lu"
+#define BARE_TIMER_REPORT_FMT "timer ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu"
+#define BARE_TIMER_DONE_FMT "timer done ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu"
+#define BARE_TIMER_ERROR "timer error "
 
 #endif

@@ -1,30 +1,31 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * dirty: rewrites memory at a chosen pace and in a chosen manner, checks every page against what it must
- * hold, and measures how long it was away. The options and the output are in contract.h.
+ * dirty: rewrites memory at a chosen pace and in a chosen manner, checks every page against what it
+ * must hold, and measures how long it was away. The options and the output are in contract.h.
  *
  * Each CPU owns a part of the hot pages and a part of the others. In its main loop it reads the
- * clock, looks whether the boot processor wants something, and rewrites one page. The boot processor
- * also serves the console: nobody else prints, faults go through a ring in memory.
+ * clock, looks whether the boot processor wants something, and rewrites one page. The boot
+ * processor also serves the console: nobody else prints, faults go through a ring in memory.
  *
  * A gap is the time between two readings of the clock. What must not count is what the payload
- * itself does in between beyond a page's worth of work, and that is port I/O alone: therefore the clock
- * is read after every single port access too, and the time one takes at best is deducted there. So
- * no moment goes unwatched, and a pause that hits the printing of a line is seen like any other.
+ * itself does in between beyond a page's worth of work, and that is port I/O alone: therefore the
+ * clock is read after every single port access too, and the time one takes at best is deducted
+ * there. So no moment goes unwatched, and a pause that hits the printing of a line is seen like any
+ * other.
  */
 
-#include "contract.h"
 #include "dirty.h"
+#include "contract.h"
 
-#define POLL_US		5000
-#define BACKLOG_US	10000		/* of rewriting that may be caught up with after a pause */
-#define ANSWER_US	60000000	/* for another CPU to do what it is told */
-#define IO_PROBES	16
+#define POLL_US 5000
+#define BACKLOG_US 10000   /* of rewriting that may be caught up with after a pause */
+#define ANSWER_US 60000000 /* for another CPU to do what it is told */
+#define IO_PROBES 16
 
 struct gap {
-	uint64_t last;			/* cycles: the latest reading of the clock */
-	uint64_t longest, ended;	/* cycles: the longest gap, and the clock at its end */
-	uint64_t longest_io;		/* the longest with port I/O in it */
+	uint64_t last;		 /* cycles: the latest reading of the clock */
+	uint64_t longest, ended; /* cycles: the longest gap, and the clock at its end */
+	uint64_t longest_io;	 /* the longest with port I/O in it */
 };
 
 enum order {
@@ -35,32 +36,32 @@ enum order {
 
 struct worker {
 	struct gap gap;
-	uint64_t hot_first, hot_end;	/* pages it rewrites */
-	uint64_t cold_first, cold_end;	/* pages it only verifies */
-	uint64_t next;			/* page to rewrite next */
-	uint64_t due;			/* cycles: when, if there is a rate */
+	uint64_t hot_first, hot_end;   /* pages it rewrites */
+	uint64_t cold_first, cold_end; /* pages it only verifies */
+	uint64_t next;		       /* page to rewrite next */
+	uint64_t due;		       /* cycles: when, if there is a rate */
 	uint64_t writes;
 	struct fault_log faults;
-	uint64_t verify_errors;		/* found by the latest verification */
-	uint32_t answered;		/* number of the latest order carried out; atomic */
+	uint64_t verify_errors; /* found by the latest verification */
+	uint32_t answered;	/* number of the latest order carried out; atomic */
 	bool stop;
 } __attribute__((aligned(4096)));
 
 static struct {
 	struct working_set ws;
 	uint32_t cpus;
-	uint64_t interval;		/* cycles between two pages of one CPU; 0: flat out */
-	uint64_t backlog;		/* cycles */
-	uint64_t io_cost;		/* cycles of a port access at best */
-	uint64_t start;			/* clock at `ready` */
+	uint64_t interval; /* cycles between two pages of one CPU; 0: flat out */
+	uint64_t backlog;  /* cycles */
+	uint64_t io_cost;  /* cycles of a port access at best */
+	uint64_t start;	   /* clock at `ready` */
 	uint64_t last_report, last_writes;
-	uint64_t printed;		/* error lines */
+	uint64_t printed; /* error lines */
 	enum order order;
-	uint32_t orders;		/* how many were given; atomic */
+	uint32_t orders; /* how many were given; atomic */
 	struct worker workers[RT_MAX_CPUS];
 } dirty;
 
-static const char *const kind_names[] = { "new", "same", "few", "zero", "flip", "idle", NULL };
+static const char *const kind_names[] = {"new", "same", "few", "zero", "flip", "idle", NULL};
 
 /* --- The clock --- */
 
@@ -210,8 +211,8 @@ static void print_fault(const struct fault *f)
 		rt_printf(" offset=%lu want=0x%lx got=0x%lx\n", f->offset, f->want, f->got);
 		break;
 	case FAULT_TABLE:
-		rt_printf(BARE_DIRTY_ERROR "table page=%lu gen=0x%lx copy=0x%lx\n", f->page, f->want,
-			  f->got);
+		rt_printf(BARE_DIRTY_ERROR "table page=%lu gen=0x%lx copy=0x%lx\n", f->page,
+			  f->want, f->got);
 		break;
 	case FAULT_COUNT:
 		rt_printf(BARE_DIRTY_ERROR "count cpu=%lu writes=%lu table=%lu\n", f->page, f->gen,
@@ -268,12 +269,12 @@ static void give_order(enum order order)
 
 struct sums {
 	uint64_t writes, errors;
-	uint64_t gap, gap_ended, gap_io;	/* cycles */
+	uint64_t gap, gap_ended, gap_io; /* cycles */
 };
 
 static struct sums sum_up(void)
 {
-	struct sums sums = { 0 };
+	struct sums sums = {0};
 
 	for (uint32_t c = 0; c < dirty.cpus; c++) {
 		const struct worker *w = &dirty.workers[c];
@@ -356,7 +357,7 @@ static void serve_console(uint64_t now)
 
 static void read_options(void)
 {
-	static const char *const checks[] = { "sample", "full", NULL };
+	static const char *const checks[] = {"sample", "full", NULL};
 	struct working_set *ws = &dirty.ws;
 	uint64_t bytes = rt_option("ws", 64ul << 20);
 	uint64_t hot = rt_option("hot", bytes);
@@ -417,7 +418,7 @@ static void start(void)
 	read_options();
 	ws_alloc(&dirty.ws);
 	share_pages();
-	dirty.orders = 1;	/* the first order is to fill */
+	dirty.orders = 1; /* the first order is to fill */
 	me->answered = 1;
 	for (uint32_t c = 1; c < dirty.cpus; c++)
 		rt_cpu_start(c, run_other, &dirty.workers[c]);
@@ -456,4 +457,4 @@ static void run(void)
 	}
 }
 
-const struct rt_payload rt_payload = { .name = "dirty", .main = run };
+const struct rt_payload rt_payload = {.name = "dirty", .main = run};

@@ -8,8 +8,8 @@
 
 #include "rt/rt.h"
 
-#define PAGE_WORDS	512u
-#define FAULTS		8u	/* per CPU, waiting to be printed; a power of two */
+#define PAGE_WORDS 512u
+#define FAULTS 8u /* per CPU, waiting to be printed; a power of two */
 
 /* In the order of kind_names. */
 enum kind {
@@ -23,10 +23,10 @@ enum kind {
 
 struct working_set {
 	uint64_t pages;
-	uint64_t hot;			/* the first so many are rewritten */
+	uint64_t hot; /* the first so many are rewritten */
 	uint64_t seed;
 	enum kind kind;
-	bool check_all;			/* every word before a rewrite, or a sample */
+	bool check_all; /* every word before a rewrite, or a sample */
 	struct rt_range ranges[RT_MAX_RANGES];
 	uint32_t nr_ranges;
 	/*
@@ -38,25 +38,25 @@ struct working_set {
 };
 
 enum fault_type {
-	FAULT_PAGE,			/* a word of a page is wrong */
-	FAULT_TABLE,			/* gen[] and copy[] disagree */
-	FAULT_COUNT,			/* the generations of a CPU's pages do not add up to its writes */
-	FAULT_CLOCK,			/* the clock went backwards */
+	FAULT_PAGE,  /* a word of a page is wrong */
+	FAULT_TABLE, /* gen[] and copy[] disagree */
+	FAULT_COUNT, /* generations of a CPU's pages do not add up to its writes */
+	FAULT_CLOCK, /* the clock went backwards */
 };
 
 struct fault {
 	enum fault_type type;
-	uint64_t page;			/* CPU number for FAULT_COUNT and FAULT_CLOCK */
-	uint64_t gen;			/* wanted; writes counted for FAULT_COUNT; cycles for FAULT_CLOCK */
-	uint64_t offset;		/* bytes into the page */
-	uint64_t want, got;		/* the word; gen[] and copy[]; sum in got */
+	uint64_t page;	    /* CPU number for FAULT_COUNT and FAULT_CLOCK */
+	uint64_t gen;	    /* wanted; FAULT_COUNT: writes; FAULT_CLOCK: cycles */
+	uint64_t offset;    /* bytes into the page */
+	uint64_t want, got; /* the word; gen[] and copy[]; sum in got */
 };
 
 /* Faults found by one CPU, until the boot processor prints them. One writer, one reader. */
 struct fault_log {
 	struct fault ring[FAULTS];
-	uint32_t head, tail;		/* atomic */
-	uint64_t count;			/* all, those that found no room included */
+	uint32_t head, tail; /* atomic */
+	uint64_t count;	     /* all, those that found no room included */
 };
 
 void fault_add(struct fault_log *log, const struct fault *fault);

@@ -17,12 +17,12 @@
 
 #include "dirty.h"
 
-#define SLOT_STEP	167u	/* odd: a permutation of 0..511 */
-#define SLOT_INVERSE	279u	/* 167 * 279 = 1 (mod 512) */
-_Static_assert(SLOT_STEP * SLOT_INVERSE % PAGE_WORDS == 1, "inverse of SLOT_STEP");
+#define SLOT_STEP 167u	  /* odd: a permutation of 0..511 */
+#define SLOT_INVERSE 279u /* 167 * 279 = 1 (mod 512) */
+_Static_assert(SLOT_STEP *SLOT_INVERSE % PAGE_WORDS == 1, "inverse of SLOT_STEP");
 
-#define SAMPLES		8u
-#define SEARCH		64u	/* generations each way when an error is explained */
+#define SAMPLES 8u
+#define SEARCH 64u /* generations each way when an error is explained */
 
 static inline uint64_t mix(uint64_t x)
 {
@@ -50,6 +50,7 @@ static inline uint64_t slot(uint64_t gen)
 	return gen * SLOT_STEP % PAGE_WORDS;
 }
 
+/* What copy[] holds for a generation. It is its own inverse. */
 static inline uint64_t gen_copy(uint64_t page, uint64_t gen)
 {
 	return ~gen ^ (page * 0xff51afd7ed558ccd);
@@ -121,8 +122,8 @@ void fault_add(struct fault_log *log, const struct fault *fault)
 	__atomic_store_n(&log->head, head + 1, __ATOMIC_RELEASE);
 }
 
-static void page_fault(struct fault_log *log, uint64_t page, uint64_t gen, uint64_t i, uint64_t want,
-		       uint64_t got)
+static void page_fault(struct fault_log *log, uint64_t page, uint64_t gen, uint64_t i,
+		       uint64_t want, uint64_t got)
 {
 	const struct fault fault = {
 		.type = FAULT_PAGE,
@@ -149,7 +150,7 @@ static bool read_gen(const struct working_set *ws, uint64_t page, uint64_t *gen,
 		.page = page,
 		.gen = *gen,
 		.want = *gen,
-		.got = ~(ws->copy[page] ^ (page * 0xff51afd7ed558ccd)),
+		.got = gen_copy(page, ws->copy[page]),
 	};
 
 	fault_add(log, &fault);
@@ -190,8 +191,8 @@ static bool check_all(const struct working_set *ws, uint64_t page, uint64_t gen,
 }
 
 /*
- * A sample. Between generations next to each other every word changes, save with `few`: there it is one
- * word, so the last two that changed are looked at, and the one that is to change next.
+ * A sample. Between generations next to each other every word changes, save with `few`: there it is
+ * one word, so the last two that changed are looked at, and the one that is to change next.
  */
 static void check_sample(const struct working_set *ws, uint64_t page, uint64_t gen,
 			 struct fault_log *log)

@@ -4,23 +4,23 @@
  *
  * In rounds of a millisecond each CPU loads x87, SSE, AVX and AVX-512 registers, as far as the
  * machine has them, with values that no earlier round had, spins, and compares what is there now.
- * Nearly all of the time the registers are live, so whatever saves and restores a CPU does so in the
- * middle of a round.
+ * Nearly all of the time the registers are live, so whatever saves and restores a CPU does so in
+ * the middle of a round.
  */
 
 #include "contract.h"
 #include "rt/rt.h"
 
-#define ROUND_US	1000
-#define POLL_US		5000
-#define X87_REGS	8
-#define MASK_REGS	8
-#define VECTOR_REGS	32
-#define X87_BYTES	10
+#define ROUND_US 1000
+#define POLL_US 5000
+#define X87_REGS 8
+#define MASK_REGS 8
+#define VECTOR_REGS 32
+#define X87_BYTES 10
 
 /* fpu_hold.S knows this layout. */
 struct fpu_image {
-	uint64_t x87[X87_REGS][2];	/* 10 bytes of each count */
+	uint64_t x87[X87_REGS][2]; /* 10 bytes of each count */
 	uint32_t mxcsr;
 	uint16_t control;
 	uint16_t status;
@@ -43,18 +43,18 @@ static const struct {
 	void (*hold)(const struct fpu_image *in, struct fpu_image *out, uint64_t cycles);
 	uint32_t registers, bytes;
 } levels[] = {
-	[LEVEL_SSE] = { fpu_hold_sse, 16, 16 },
-	[LEVEL_AVX] = { fpu_hold_avx, 16, 32 },
-	[LEVEL_AVX512] = { fpu_hold_avx512, 32, 64 },
+	[LEVEL_SSE] = {fpu_hold_sse, 16, 16},
+	[LEVEL_AVX] = {fpu_hold_avx, 16, 32},
+	[LEVEL_AVX512] = {fpu_hold_avx512, 32, 64},
 };
 
 static struct {
 	enum level level;
-	uint64_t round;			/* cycles */
+	uint64_t round; /* cycles */
 	uint32_t cpus;
-	uint32_t printed;		/* atomic */
+	uint32_t printed; /* atomic */
 	struct {
-		uint64_t checks, errors;	/* atomic */
+		uint64_t checks, errors; /* atomic */
 		struct fpu_image in, out;
 	} __attribute__((aligned(64))) cpu[RT_MAX_CPUS];
 } fpu;
@@ -82,7 +82,7 @@ static void make_image(struct fpu_image *image, uint64_t *state)
 	/* All exceptions masked; rounding, precision, flush-to-zero and the sticky flags vary. */
 	image->mxcsr = 0x1f80 | (modes & 0xe03f);
 	image->control = (uint16_t)(0x027f | ((modes >> 16) & 0xd00));
-	image->status = 0;		/* eight loads wrap the stack top back to 0 */
+	image->status = 0; /* eight loads wrap the stack top back to 0 */
 	for (uint32_t i = 0; i < MASK_REGS; i++)
 		image->masks[i] = next_random(state) & 0xffff;
 	for (uint32_t i = 0; i < VECTOR_REGS; i++)
@@ -94,8 +94,8 @@ static void fault(uint32_t cpu, const char *what, uint32_t n, uint64_t want, uin
 {
 	__atomic_fetch_add(&fpu.cpu[cpu].errors, 1, __ATOMIC_RELAXED);
 	if (__atomic_fetch_add(&fpu.printed, 1, __ATOMIC_RELAXED) < BARE_MAX_ERRORS)
-		rt_printf(BARE_FPU_ERROR "cpu=%u reg=%s%u want=0x%lx got=0x%lx\n", cpu, what, n, want,
-			  got);
+		rt_printf(BARE_FPU_ERROR "cpu=%u reg=%s%u want=0x%lx got=0x%lx\n", cpu, what, n,
+			  want, got);
 }
 
 static void compare(uint32_t cpu, const char *what, uint32_t n, const void *want, const void *got,
@@ -159,7 +159,7 @@ static void report(const char *fmt)
 
 static void setup(void)
 {
-	static const char *const words[] = { "sse", "avx", "avx512", NULL };
+	static const char *const words[] = {"sse", "avx", "avx512", NULL};
 	enum level best = rt.cpuid.avx512 ? LEVEL_AVX512 : rt.cpuid.avx ? LEVEL_AVX : LEVEL_SSE;
 	uint64_t cpus = rt_option("cpus", 1);
 
@@ -205,4 +205,4 @@ static void run(void)
 	report(BARE_FPU_DONE_FMT "\n");
 }
 
-const struct rt_payload rt_payload = { .name = "fpu", .main = run, .vectors = true };
+const struct rt_payload rt_payload = {.name = "fpu", .main = run, .vectors = true};

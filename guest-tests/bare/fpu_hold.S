@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * void fpu_hold_{sse,avx,avx512}(const struct fpu_image *in, struct fpu_image *out, uint64_t cycles)
+ * void fpu_hold_sse(const struct fpu_image *in, struct fpu_image *out, uint64_t cycles)
+ * and the same for avx and avx512.
  *
- * Load every floating-point and vector register from *in, spin for that many TSC cycles touching none of
- * them, then store them all to *out. The layout of the image is that of struct fpu_image in fpu.c.
+ * Load every floating-point and vector register from *in, spin for that many TSC cycles touching
+ * none of them, then store them all to *out. The layout of the image is that of struct fpu_image
+ * in fpu.c.
  */
 
 #define X87		0	/* 8 registers, 16 bytes apart, 10 bytes each */

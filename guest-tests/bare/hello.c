@@ -21,10 +21,10 @@ static void echo(void)
 static void hello(void)
 {
 	rt_printf(BARE_HELLO_FMT "\n", rt.cmdline, rt.ram_bytes, (uint64_t)rt.ring, rt.tsc_khz,
-		  rt.tsc_from, (uint64_t)rt.nr_cpus);
+		  rt.tsc_from, (uint64_t)rt.nr_cpus, rt.ring0_cycles);
 	if (rt_option("echo", 0))
 		echo();
 	rt_printf("hello done\n");
 }
 
-const struct rt_payload rt_payload = { .name = "hello", .main = hello };
+const struct rt_payload rt_payload = {.name = "hello", .main = hello};

@@ -5,53 +5,53 @@
  * Each turn of a CPU
  *
  *   - checks one of its own pages and writes the next generation,
- *   - under a lock that all contend for, checks and advances a pair of words, and looks that the clock
- *     does not run behind what another CPU has read before,
+ *   - under a lock that all contend for, checks and advances a pair of words, and looks that the
+ *     clock does not run behind what another CPU has read before,
  *   - adds to a shared counter without the lock,
  *   - sends its neighbour an interrupt, if the one before has arrived.
  *
- * At `v` and `q` all stop, and what they count together must be the sum of what each counted itself.
+ * At `v` and `q` all stop, and what they count together must be the sum of what each counted.
  */
 
 #include "contract.h"
 #include "rt/rt.h"
 
-#define PAGE_WORDS	(RT_PAGE_SIZE / sizeof(uint64_t))
-#define VECTOR_IPI	0x40
-#define IPI_FIXED	0x4000		/* fixed delivery, assert */
-#define IPI_EVERY_US	10000
-#define IPI_LOST_US	2000000
-#define STALLED_US	5000000
-#define LONG_TURN_US	10000		/* as running time a turn counts for this much at most */
-#define ANSWER_US	60000000
-#define POLL_US		5000
-#define PAIR_KEY	0xa5a5c3c396967e7e
+#define PAGE_WORDS (RT_PAGE_SIZE / sizeof(uint64_t))
+#define VECTOR_IPI 0x40
+#define IPI_FIXED 0x4000 /* fixed delivery, assert */
+#define IPI_EVERY_US 10000
+#define IPI_LOST_US 2000000
+#define STALLED_US 5000000
+#define LONG_TURN_US 10000 /* as running time a turn counts for this much at most */
+#define ANSWER_US 60000000
+#define POLL_US 5000
+#define PAIR_KEY 0xa5a5c3c396967e7e
 
 enum order { ORDER_RUN, ORDER_HOLD };
 
 struct worker {
 	uint64_t *pages;
-	uint32_t page;			/* next one */
-	uint64_t rounds;		/* atomic; generation of the pages before `page` is one more */
+	uint32_t page;	 /* next one */
+	uint64_t rounds; /* atomic; pages before `page` are one ahead */
 	uint64_t turns;
-	uint64_t ran;			/* cycles of running time */
-	uint64_t last;			/* clock at the turn before */
-	uint64_t ipi_due;		/* running time at which the next one goes out */
+	uint64_t ran;	  /* cycles of running time */
+	uint64_t last;	  /* clock at the turn before */
+	uint64_t ipi_due; /* running time at which the next one goes out */
 	uint64_t ipi_sent_at;
 	uint64_t ipis_sent;
 	bool ipi_reported;
-	uint32_t answered;		/* atomic */
-	volatile uint64_t ipis;		/* received; by the handler */
+	uint32_t answered;	/* atomic */
+	volatile uint64_t ipis; /* received; by the handler */
 } __attribute__((aligned(4096)));
 
 /* Written by all CPUs, each in a cache line of its own. */
 static struct {
 	uint32_t lock __attribute__((aligned(64)));
-	uint64_t left, right;		/* under the lock: right = left ^ PAIR_KEY */
-	uint64_t clock;			/* under the lock: the latest reading */
+	uint64_t left, right; /* under the lock: right = left ^ PAIR_KEY */
+	uint64_t clock;	      /* under the lock: the latest reading */
 	uint64_t counter __attribute__((aligned(64)));
 	uint64_t errors __attribute__((aligned(64)));
-	uint32_t orders __attribute__((aligned(64)));	/* odd: hold, even: run */
+	uint32_t orders __attribute__((aligned(64))); /* odd: hold, even: run */
 } shared;
 
 static struct worker workers[RT_MAX_CPUS];
@@ -78,7 +78,8 @@ static void check_page(uint32_t cpu, const uint64_t *p, uint64_t page, uint64_t 
 		if (p[i] == want)
 			continue;
 		if (new_error())
-			rt_printf(BARE_SMP_ERROR "page cpu=%u page=%lu offset=%lu want=0x%lx got=0x%lx\n",
+			rt_printf(BARE_SMP_ERROR
+				  "page cpu=%u page=%lu offset=%lu want=0x%lx got=0x%lx\n",
 				  cpu, page, i * sizeof(*p), want, p[i]);
 		return;
 	}
@@ -211,7 +212,7 @@ struct sums {
 
 static struct sums sum_up(void)
 {
-	struct sums sums = { 0 };
+	struct sums sums = {0};
 
 	for (uint32_t c = 0; c < nr_workers; c++) {
 		sums.rounds += __atomic_load_n(&workers[c].rounds, __ATOMIC_RELAXED);
@@ -341,4 +342,4 @@ static void run(void)
 	rt_printf(BARE_SMP_DONE_FMT "\n", sums.rounds, shared.errors, sums.ipis);
 }
 
-const struct rt_payload rt_payload = { .name = "smp", .main = run, .interrupts = true };
+const struct rt_payload rt_payload = {.name = "smp", .main = run, .interrupts = true};

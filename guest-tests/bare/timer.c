@@ -3,9 +3,9 @@
  * timer: lets two timers interrupt and notices when one of them stops.
  *
  * One is the local APIC's, by TSC deadline or else periodic; the other is the PIT, through the I/O
- * APIC or else the PICs. A timer counts as lost when nothing came for ten periods *during which this CPU
- * was running*: the main loop adds up the time between its readings of the clock, each one as a
- * period at most, so that a pause of the whole machine is no loss.
+ * APIC or else the PICs. A timer counts as lost when nothing came for ten periods, and a second,
+ * *during which this CPU was running*: the main loop adds up the time between its readings of the
+ * clock, each one as a period at most, so that a pause of the whole machine is no loss.
  *
  * The handlers run in ring 0, which some hosts emulate; they do as little as they can.
  */
@@ -13,42 +13,44 @@
 #include "contract.h"
 #include "rt/rt.h"
 
-#define MSR_TSC_DEADLINE	0x6e0
-#define LVT_PERIODIC		0x20000
-#define LVT_DEADLINE		0x40000
-#define LVT_MASKED		0x10000
-#define TIMER_DIV_1		0xb
-#define ICR_SELF		0x40000
+#define MSR_TSC_DEADLINE 0x6e0
+#define LVT_PERIODIC 0x20000
+#define LVT_DEADLINE 0x40000
+#define LVT_MASKED 0x10000
+#define TIMER_DIV_1 0xb
+#define ICR_SELF 0x40000
 
-#define VECTOR_LAPIC		0x40
-#define VECTOR_PIT		0x41
+#define VECTOR_LAPIC 0x40
+#define VECTOR_PIT 0x41
 
-#define PIT_HZ			1193182
-#define PIT_COMMAND		0x43
-#define PIT_CHANNEL0		0x40
-#define PIT_CH0_RATE		0x34		/* channel 0, both bytes, mode 2 */
+#define PIT_HZ 1193182
+#define PIT_COMMAND 0x43
+#define PIT_CHANNEL0 0x40
+#define PIT_CH0_RATE 0x34 /* channel 0, both bytes, mode 2 */
 
-#define HZ_MIN			20		/* what 16 bits of the PIT can count to */
-#define HZ_MAX			1000
-#define LOST_PERIODS		10
-#define CALIBRATE_US		20000
-#define POLL_US			5000
+#define HZ_MIN 20 /* what 16 bits of the PIT can count to */
+#define HZ_MAX 1000
+#define LOST_PERIODS 10
+#define LOST_US 1000000 /* hosts that emulate timers may be late by many periods */
+#define CALIBRATE_US 20000
+#define CALIBRATE_TRIES 20
+#define POLL_US 5000
 
 struct source {
 	const char *name;
-	uint64_t period;		/* cycles */
-	volatile uint64_t ticks;	/* by the handler from here */
-	volatile uint64_t last;		/* clock at the latest tick */
-	volatile uint64_t late_max;	/* cycles */
+	uint64_t period;	    /* cycles */
+	volatile uint64_t ticks;    /* by the handler from here */
+	volatile uint64_t last;	    /* clock at the latest tick */
+	volatile uint64_t late_max; /* cycles */
 	uint64_t deadline;
-	uint64_t seen;			/* by the main loop from here */
-	uint64_t quiet;			/* cycles of running time without a tick */
+	uint64_t seen;	/* by the main loop from here */
+	uint64_t quiet; /* cycles of running time without a tick */
 	uint64_t lost;
 	bool on, is_lost;
 };
 
 enum lapic_mode { LAPIC_DEADLINE, LAPIC_PERIODIC, LAPIC_OFF };
-enum pit_mode { PIT_IOAPIC, PIT_PIC, PIT_OFF };
+enum pit_mode { PIT_IOAPIC, PIT_PIC, PIT_OFF, PIT_AUTO };
 
 static struct source lapic, pit;
 static bool halt;
@@ -74,8 +76,8 @@ static void on_lapic(const struct rt_frame *frame)
 }
 
 /*
- * The MSR can only be written in ring 0, that is here; so the first call, which arms the timer for the
- * first time, comes by an interrupt that the CPU sends itself.
+ * The MSR can only be written in ring 0, that is here; so the first call, which arms the timer for
+ * the first time, comes by an interrupt that the CPU sends itself.
  */
 static void on_deadline(const struct rt_frame *frame)
 {
@@ -112,31 +114,52 @@ static void on_pit_pic(const struct rt_frame *frame)
 
 /* --- Setting up --- */
 
-/* Does it tick within ten periods? */
+static uint64_t patience(const struct source *s)
+{
+	uint64_t least = rt_us_to_cycles(LOST_US), periods = LOST_PERIODS * s->period;
+
+	return periods > least ? periods : least;
+}
+
+/* Does it tick at all? */
 static bool ticks(struct source *s)
 {
 	uint64_t start = rt_tsc(), before = s->ticks;
 
-	while (rt_tsc() - start < LOST_PERIODS * s->period)
+	while (rt_tsc() - start < patience(s))
 		if (s->ticks != before)
 			return true;
 	return false;
 }
 
-static void start_periodic(uint64_t hz)
+/* What the APIC timer counts in that many cycles, 0: it does not count. */
+static uint64_t lapic_counts(uint64_t cycles)
 {
-	uint64_t start, cycles, counts;
+	uint64_t start, before, after = 0;
+	uint32_t left = 0;
 
 	rt_lapic_write(LAPIC_TIMER_DIV, TIMER_DIV_1);
 	rt_lapic_write(LAPIC_LVT_TIMER, LVT_MASKED | VECTOR_LAPIC);
-	rt_lapic_write(LAPIC_TIMER_INIT, 0xffffffff);
-	start = rt_tsc();
-	while (rt_tsc() - start < rt_us_to_cycles(CALIBRATE_US))
-		rt_relax();
-	counts = 0xffffffff - rt_lapic_read(LAPIC_TIMER_NOW);
-	cycles = rt_tsc() - start;
+	/* A reading that something came between is no good. */
+	for (int i = 0; i < CALIBRATE_TRIES; i++) {
+		rt_lapic_write(LAPIC_TIMER_INIT, 0xffffffff);
+		start = rt_tsc();
+		while (rt_tsc() - start < rt_us_to_cycles(CALIBRATE_US))
+			rt_relax();
+		before = rt_tsc();
+		left = rt_lapic_read(LAPIC_TIMER_NOW);
+		after = rt_tsc();
+		if (after - before < (before - start) / 100)
+			break;
+	}
 	rt_lapic_write(LAPIC_TIMER_INIT, 0);
-	counts = counts * (rt.tsc_khz * 1000 / hz) / cycles;
+	return (0xffffffff - left) * cycles / (after - start);
+}
+
+static void start_periodic(uint64_t hz)
+{
+	uint64_t counts = lapic_counts(rt.tsc_khz * 1000 / hz);
+
 	if (counts == 0 || counts > 0xffffffff)
 		rt_panic("the APIC timer does not count");
 	rt_lapic_write(LAPIC_LVT_TIMER, LVT_PERIODIC | VECTOR_LAPIC);
@@ -188,34 +211,35 @@ static bool try_pic(void)
 	return ticks(&pit);
 }
 
-static void start_pit(bool ioapic, bool pic, uint64_t hz)
+static void start_pit(enum pit_mode mode, uint64_t hz)
 {
 	uint32_t divisor = (uint32_t)(PIT_HZ / hz);
 
-	if (!ioapic && !pic)
+	if (mode == PIT_OFF)
 		return;
 	pit.period = rt.tsc_khz * 1000 * divisor / PIT_HZ;
 	rt_outb(PIT_COMMAND, PIT_CH0_RATE);
 	rt_outb(PIT_CHANNEL0, (uint8_t)divisor);
 	rt_outb(PIT_CHANNEL0, (uint8_t)(divisor >> 8));
-	if (ioapic && try_ioapic())
+	if (mode != PIT_PIC && try_ioapic())
 		pit.name = "ioapic";
-	else if (pic && try_pic())
+	else if (mode != PIT_IOAPIC && try_pic())
 		pit.name = "pic";
 	pit.on = pit.name != NULL;
-	if (!pit.on && !(ioapic && pic))
+	if (!pit.on && mode != PIT_AUTO)
 		rt_panic("the PIT does not interrupt in the way pit= asks for");
 }
 
 static void setup(void)
 {
-	static const char *const lapic_modes[] = { "deadline", "periodic", "off", NULL };
-	static const char *const pit_modes[] = { "ioapic", "pic", "off", "auto", NULL };
-	static const char *const idles[] = { "spin", "halt", NULL };
+	static const char *const lapic_modes[] = {"deadline", "periodic", "off", NULL};
+	static const char *const pit_modes[] = {"ioapic", "pic", "off", "auto", NULL};
+	bool has_deadline = rt.cpuid.tsc_deadline;
+	static const char *const idles[] = {"spin", "halt", NULL};
 	uint64_t hz = rt_option("hz", 100);
 	uint32_t lapic_mode = rt_option_word("lapic", lapic_modes,
-					     rt.cpuid.tsc_deadline ? LAPIC_DEADLINE : LAPIC_PERIODIC);
-	uint32_t pit_mode = rt_option_word("pit", pit_modes, 3);
+					     has_deadline ? LAPIC_DEADLINE : LAPIC_PERIODIC);
+	uint32_t pit_mode = rt_option_word("pit", pit_modes, PIT_AUTO);
 
 	if (hz < HZ_MIN || hz > HZ_MAX)
 		rt_panic("hz= must be from 20 to 1000");
@@ -225,7 +249,7 @@ static void setup(void)
 	start_lapic((enum lapic_mode)lapic_mode, hz);
 	if (lapic.on && !ticks(&lapic))
 		rt_skip("the APIC timer does not interrupt");
-	start_pit(pit_mode == PIT_IOAPIC || pit_mode == 3, pit_mode == PIT_PIC || pit_mode == 3, hz);
+	start_pit((enum pit_mode)pit_mode, hz);
 	if (!lapic.on && !pit.on)
 		rt_skip("no timer to watch");
 	/* What was late while the other one was tried and set up is of no interest. */
@@ -249,7 +273,7 @@ static void watch(struct source *s, uint64_t passed)
 		return;
 	}
 	s->quiet += passed < s->period ? passed : s->period;
-	if (s->quiet > LOST_PERIODS * s->period && !s->is_lost) {
+	if (s->quiet > patience(s) && !s->is_lost) {
 		s->is_lost = true;
 		s->lost++;
 		rt_printf(BARE_TIMER_ERROR "lost src=%s ticks=%lu\n", s->name, now_ticks);
@@ -298,4 +322,4 @@ static void run(void)
 	report(BARE_TIMER_DONE_FMT "\n");
 }
 
-const struct rt_payload rt_payload = { .name = "timer", .main = run, .interrupts = true };
+const struct rt_payload rt_payload = {.name = "timer", .main = run, .interrupts = true};

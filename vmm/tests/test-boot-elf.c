@@ -185,6 +185,13 @@ START_TEST(elf_above_4g)
 }
 END_TEST
 
+/* With the entry in it. */
+static void move_text(uint64_t gpa)
+{
+	phdr[PH_TEXT].p_paddr = gpa;
+	ehdr.e_entry = gpa + 0x10;
+}
+
 SPOIL(elf_class, ehdr.e_ident[EI_CLASS] = 7, set_elf())
 SPOIL(elf_big, ehdr.e_ident[EI_DATA] = ELFDATA2MSB, set_elf())
 SPOIL(elf_arm, ehdr.e_machine = EM_AARCH64, set_elf())
@@ -202,10 +209,10 @@ SPOIL(elf_sizes, phdr[PH_TEXT].p_memsz = CODE_SIZE - 1, set_elf())
 SPOIL(elf_wraps, phdr[PH_TEXT].p_paddr = UINT64_MAX - 5, set_elf())
 SPOIL(elf_offset, phdr[PH_TEXT].p_offset = UINT64_MAX - 5, set_elf())
 SPOIL(elf_overlap, phdr[PH_BSS].p_paddr = KERNEL_GPA + CODE_SIZE - 1, set_elf())
-SPOIL(elf_zero, phdr[PH_TEXT].p_paddr = 0, set_elf())
-SPOIL(elf_low, phdr[PH_TEXT].p_paddr = BOOT_LOW_END - 1, set_elf())
-SPOIL(elf_acpi, phdr[PH_TEXT].p_paddr = 0xe0000, set_elf())
-SPOIL(elf_up_to_hole, phdr[PH_TEXT].p_paddr = 0xa0000 - CODE_SIZE + 1, set_elf())
+SPOIL(elf_zero, move_text(0), set_elf())
+SPOIL(elf_low, move_text(BOOT_LOW_END - 1), set_elf())
+SPOIL(elf_acpi, move_text(0xe0000), set_elf())
+SPOIL(elf_up_to_hole, move_text(0xa0000 - CODE_SIZE + 1), set_elf())
 SPOIL(elf_entry, ehdr.e_entry = 0x1234, set_elf())
 SPOIL(elf_interp, phdr[PH_NOTE].p_type = PT_INTERP, set_elf())
 SPOIL(note_offset, phdr[PH_NOTE].p_offset = UINT64_MAX - 5; phdr[PH_NOTE].p_filesz = 16, set_elf())

@@ -125,7 +125,7 @@ START_TEST(initrd_errors)
 	use_initrd(25 * MIB);
 	place_ok(RAM_SIZE);
 	use_initrd(25 * MIB + 1);
-	refused(RAM_SIZE, -EFBIG, "room for 25.0 MiB: use -m 33M or more");
+	refused(RAM_SIZE, -EFBIG, "room for 25 MiB: use -m 33M or more");
 	place_ok(33 * MIB);
 	use_initrd(1ULL << 40); /* a sparse file: more than any address space is fine to ask for */
 	refused(RAM_SIZE, -EFBIG, "use -m 1051648M or more");
@@ -149,7 +149,7 @@ START_TEST(initrd_limit)
 	ck_assert_uint_eq(size, 4 * MIB);
 	hdr.xloadflags = XLF_KERNEL_64;
 	set_hdr();
-	refused(RAM_SIZE, -EFBIG, "this kernel leaves room for 3.0 MiB: make it smaller");
+	refused(RAM_SIZE, -EFBIG, "this kernel leaves room for 3 MiB: make it smaller");
 
 	/* Below the kernel where that is the only place. */
 	hdr.pref_address = 8 * MIB;
@@ -175,7 +175,7 @@ START_TEST(initrd_above_4g)
 	ck_assert_str_eq(ram_at(6 * GIB - 5 * MIB, size), "initrd start");
 	hdr.xloadflags = XLF_KERNEL_64;
 	set_hdr();
-	refused(5 * GIB, -EFBIG, "room for 3.0 MiB");
+	refused(5 * GIB, -EFBIG, "room for 3 MiB");
 }
 END_TEST
 

@@ -19,8 +19,8 @@
 
 #include "layout.h"
 
-#define RT_PAGE_SIZE	4096ul
-#define RT_MAX_RANGES	32
+#define RT_PAGE_SIZE 4096ul
+#define RT_MAX_RANGES 32
 
 struct rt_range {
 	uint64_t base;
@@ -31,10 +31,10 @@ struct rt_range {
 struct rt_cpu {
 	uint32_t index;
 	uint32_t apic_id;
-	uint32_t online;	/* atomic: set by the CPU itself once it has reached C */
+	uint32_t online; /* atomic: set by the CPU itself once it has reached C */
 	void (*fn)(struct rt_cpu *cpu);
 	void *arg;
-	uint64_t stack0;	/* tops of its stacks: ring 0 and interrupts, ring 3 */
+	uint64_t stack0; /* tops of its stacks: ring 0 and interrupts, ring 3 */
 	uint64_t stack3;
 };
 
@@ -48,33 +48,33 @@ struct rt_frame {
 struct rt_cpuid {
 	bool intel;
 	bool xsave, avx, avx512, tsc_deadline;
-	uint32_t xsave_size;	/* bytes of the XSAVE area for what is enabled now */
+	uint32_t xsave_size; /* bytes of the XSAVE area for what is enabled now */
 };
 
 /* All that the runtime knows; filled in before main(), constant afterwards. */
 struct rt_state {
 	char cmdline[2048];
-	struct rt_range ram[RT_MAX_RANGES];	/* RAM by the memory map, in its order */
+	struct rt_range ram[RT_MAX_RANGES]; /* RAM by the memory map, in its order */
 	uint32_t nr_ram;
 	uint64_t ram_bytes;
-	uint64_t rsdp;			/* address of the ACPI root pointer, 0: none */
-	uint32_t ring;			/* in which main() runs: 0 or 3 */
-	uint64_t ring0_cycles;		/* of one turn of a two-instruction loop in ring 0 */
+	uint64_t rsdp;	       /* address of the ACPI root pointer, 0: none */
+	uint32_t ring;	       /* in which main() runs: 0 or 3 */
+	uint64_t ring0_cycles; /* of one turn of a two-instruction loop in ring 0 */
 	uint64_t tsc_khz;
-	const char *tsc_from;		/* one word: where tsc_khz comes from */
+	const char *tsc_from; /* one word: where tsc_khz comes from */
 	struct rt_cpuid cpuid;
-	uint32_t nr_cpus;		/* usable CPUs by the MADT; the boot processor is cpus[0] */
+	uint32_t nr_cpus; /* usable CPUs by the MADT; the boot processor is cpus[0] */
 	struct rt_cpu cpus[RT_MAX_CPUS];
-	uint8_t isa_pin[16];		/* by the MADT; the same number where it says nothing */
+	uint8_t isa_pin[16]; /* by the MADT; the same number where it says nothing */
 };
 
 extern struct rt_state rt;
 
 struct rt_payload {
-	const char *name;	/* first word of every line */
-	void (*main)(void);	/* when it returns the machine is powered off */
-	bool vectors;		/* enable XSAVE and AVX state */
-	bool interrupts;	/* set up the interrupt controllers, run main() with interrupts on */
+	const char *name;   /* first word of every line */
+	void (*main)(void); /* when it returns the machine is powered off */
+	bool vectors;	    /* enable XSAVE and AVX state */
+	bool interrupts;    /* set up the controllers, run main() with interrupts on */
 };
 
 extern const struct rt_payload rt_payload;
@@ -114,7 +114,7 @@ size_t rt_strlen(const char *s);
 
 /* --- Command line --- */
 
-/* The number after `key=`, or what is given as default; panics if it is not a number with K, M or G. */
+/* The number after `key=`, K, M or G included, or `missing`; panics if it is no number. */
 uint64_t rt_option(const char *key, uint64_t missing);
 /*
  * Which of the words (a list ended by NULL) follows `key=`, counted from 0; `missing` if the key
@@ -155,7 +155,7 @@ void rt_alloc_ranges(uint64_t pages, struct rt_range *out, uint32_t *nr);
 
 /*
  * Start CPU number `index` (1 .. rt.nr_cpus - 1): it runs fn(cpu) in the same ring as the caller
- * and, when fn returns, sleeps or spins for ever. Returns once it is up; panics when it does not come.
+ * and, when fn returns, idles for ever. Returns once it is up; panics when it does not come.
  */
 void rt_cpu_start(uint32_t index, void (*fn)(struct rt_cpu *cpu), void *arg);
 
@@ -166,7 +166,7 @@ void rt_on_interrupt(uint32_t vector, void (*fn)(const struct rt_frame *frame));
  * Interrupt controllers. With rt_payload.interrupts all sources are masked and interrupts are on
  * when main() begins; the PICs' vectors then start at RT_VECTOR_PIC. All of it works in both rings.
  */
-#define RT_VECTOR_PIC	0x20
+#define RT_VECTOR_PIC 0x20
 /* Unmask one of IRQ 0..7 at the first PIC, and let the local APIC of this CPU accept the PICs. */
 void rt_pic_unmask(uint32_t irq);
 void rt_pic_eoi(void);
@@ -179,17 +179,17 @@ uint32_t rt_isa_pin(uint32_t irq);
 void rt_lapic_enable(void);
 
 /* Local APIC registers, by their offset in the page. They can be used in both rings. */
-#define RT_LAPIC_BASE	0xfee00000ul
-#define LAPIC_ID	0x020
-#define LAPIC_EOI	0x0b0
-#define LAPIC_SVR	0x0f0
-#define LAPIC_ICR_LOW	0x300
-#define LAPIC_ICR_HIGH	0x310
-#define LAPIC_LVT_TIMER	0x320
-#define LAPIC_LVT_LINT0	0x350
-#define LAPIC_TIMER_INIT	0x380
-#define LAPIC_TIMER_NOW	0x390
-#define LAPIC_TIMER_DIV	0x3e0
+#define RT_LAPIC_BASE 0xfee00000ul
+#define LAPIC_ID 0x020
+#define LAPIC_EOI 0x0b0
+#define LAPIC_SVR 0x0f0
+#define LAPIC_ICR_LOW 0x300
+#define LAPIC_ICR_HIGH 0x310
+#define LAPIC_LVT_TIMER 0x320
+#define LAPIC_LVT_LINT0 0x350
+#define LAPIC_TIMER_INIT 0x380
+#define LAPIC_TIMER_NOW 0x390
+#define LAPIC_TIMER_DIV 0x3e0
 
 static inline uint32_t rt_lapic_read(uint32_t reg)
 {
@@ -231,14 +231,18 @@ static inline uint64_t rt_rdmsr(uint32_t msr)
 
 static inline void rt_wrmsr(uint32_t msr, uint64_t value)
 {
-	__asm__ volatile("wrmsr" : : "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32))
+	__asm__ volatile("wrmsr"
+			 :
+			 : "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32))
 			 : "memory");
 }
 
 static inline void rt_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *a, uint32_t *b, uint32_t *c,
 			    uint32_t *d)
 {
-	__asm__ volatile("cpuid" : "=a"(*a), "=b"(*b), "=c"(*c), "=d"(*d) : "a"(leaf), "c"(subleaf));
+	__asm__ volatile("cpuid"
+			 : "=a"(*a), "=b"(*b), "=c"(*c), "=d"(*d)
+			 : "a"(leaf), "c"(subleaf));
 }
 
 static inline void rt_relax(void)

@@ -3,19 +3,19 @@
  * From the PVH entry to the payload's main().
  *
  * Some hosts run ring 3 natively and emulate ring 0, a thousand times slower and with gaps. So
- * what has to be done in ring 0 comes first and is kept short; then a two-instruction loop is timed,
- * and where it is slow the rest, the payload included, runs in ring 3.
+ * what has to be done in ring 0 comes first and is kept short; then a two-instruction loop is
+ * timed, and where it is slow the rest, the payload included, runs in ring 3.
  */
 
 #include "private.h"
 
-#define START_MAGIC		0x336ec578
-#define MEMMAP_RAM		1
+#define START_MAGIC 0x336ec578
+#define MEMMAP_RAM 1
 
-/* Cycles of one loop turn above which ring 0 counts as emulated: native is about 1, TCG below 50. */
-#define SLOW_RING0		200
-#define PROBE_TURNS		128
-#define PROBE_ROUNDS		4
+/* Cycles of a loop turn above which ring 0 counts as emulated: native is about 1, TCG below 50. */
+#define SLOW_RING0 200
+#define PROBE_TURNS 128
+#define PROBE_ROUNDS 4
 
 struct hvm_start_info {
 	uint32_t magic;
@@ -38,7 +38,7 @@ struct hvm_memmap_entry {
 	uint32_t reserved;
 };
 
-struct rt_state rt = { .nr_cpus = 1, .tsc_from = "nowhere" };
+struct rt_state rt = {.nr_cpus = 1, .tsc_from = "nowhere"};
 
 /* Copy what is needed out of the loader's structures, for their memory will be reused. */
 static void read_start_info(const struct hvm_start_info *si)
@@ -102,7 +102,7 @@ void rt_boot(uint64_t start_info)
 	/* Until the stacks of its own are there the boot CPU uses these. */
 	static uint8_t stack0[RT_STACK_SIZE] __attribute__((aligned(16)));
 	static uint8_t stack3[4 * RT_STACK_SIZE] __attribute__((aligned(16)));
-	static const char *const rings[] = { "0", "3", NULL };
+	static const char *const rings[] = {"0", "3", NULL};
 	struct rt_cpu *cpu = &rt.cpus[0];
 
 	cpu->stack0 = (uint64_t)stack0 + sizeof(stack0);

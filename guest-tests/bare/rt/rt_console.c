@@ -2,8 +2,8 @@
 /*
  * The console: a polled 16550 at COM1, and what ends a run.
  *
- * Every port access may cost an exit of tens of microseconds, so the transmitter is asked only once for
- * as many bytes as its FIFO takes.
+ * Every port access may cost an exit of tens of microseconds, so the transmitter is asked only once
+ * for as many bytes as its FIFO takes.
  */
 
 #include <stdarg.h>
@@ -11,28 +11,28 @@
 #include "../contract.h"
 #include "private.h"
 
-#define COM1		0x3f8
-#define UART_DATA	(COM1 + 0)
-#define UART_IER	(COM1 + 1)
-#define UART_IIR	(COM1 + 2)
-#define UART_FCR	(COM1 + 2)
-#define UART_LCR	(COM1 + 3)
-#define UART_MCR	(COM1 + 4)
-#define UART_LSR	(COM1 + 5)
+#define COM1 0x3f8
+#define UART_DATA (COM1 + 0)
+#define UART_IER (COM1 + 1)
+#define UART_IIR (COM1 + 2)
+#define UART_FCR (COM1 + 2)
+#define UART_LCR (COM1 + 3)
+#define UART_MCR (COM1 + 4)
+#define UART_LSR (COM1 + 5)
 
-#define IIR_FIFO	0xc0
-#define FCR_ENABLE	0x07		/* enable and clear both FIFOs */
-#define LCR_8N1		0x03
-#define MCR_DTR_RTS	0x03
-#define LSR_DATA	0x01
-#define LSR_THRE	0x20
-#define FIFO_SIZE	16
-#define TX_PATIENCE	1000000		/* polls before a byte is given up */
+#define IIR_FIFO 0xc0
+#define FCR_ENABLE 0x07 /* enable and clear both FIFOs */
+#define LCR_8N1 0x03
+#define MCR_DTR_RTS 0x03
+#define LSR_DATA 0x01
+#define LSR_THRE 0x20
+#define FIFO_SIZE 16
+#define TX_PATIENCE 1000000 /* polls before a byte is given up */
 
-#define PM1A_CONTROL	0x604
-#define PM1A_SLEEP	0x2000		/* SLP_EN, SLP_TYP 0: S5 */
+#define PM1A_CONTROL 0x604
+#define PM1A_SLEEP 0x2000 /* SLP_EN, SLP_TYP 0: S5 */
 
-#define LINE_MAX	3000
+#define LINE_MAX 3000
 
 void (*rt_console_hook)(void);
 
@@ -164,13 +164,14 @@ static void format(struct line *line, const char *fmt, va_list args)
 			number = is_long ? va_arg(args, long) : va_arg(args, int);
 			if (number < 0)
 				put(line, '-');
-			put_number(line, number < 0 ? -(uint64_t)number : (uint64_t)number, 10, width,
-				   pad);
+			put_number(line, number < 0 ? -(uint64_t)number : (uint64_t)number, 10,
+				   width, pad);
 			break;
 		case 'u':
 		case 'x':
-			put_number(line, is_long ? va_arg(args, unsigned long)
-						 : va_arg(args, unsigned int),
+			put_number(line,
+				   is_long ? va_arg(args, unsigned long)
+					   : va_arg(args, unsigned int),
 				   *fmt == 'u' ? 10 : 16, width, pad);
 			break;
 		case '\0':
@@ -184,7 +185,7 @@ static void format(struct line *line, const char *fmt, va_list args)
 
 void rt_printf(const char *fmt, ...)
 {
-	static struct line line;	/* under the console's lock: too large for a stack */
+	static struct line line; /* under the console's lock: too large for a stack */
 	va_list args;
 
 	console_lock();

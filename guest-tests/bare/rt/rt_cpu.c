@@ -2,41 +2,41 @@
 /*
  * Descriptor tables, exceptions, floating-point state, and the choice of the ring.
  *
- * All CPUs share the GDT and the IDT. Each has a task state segment, for the stack that an interrupt
- * from ring 3 lands on and for the I/O bitmap; the bitmap exists once, after the last TSS, where all of
- * them reach it:
+ * All CPUs share the GDT and the IDT. Each has a task state segment, for the stack that an
+ * interrupt from ring 3 lands on and for the I/O bitmap; the bitmap exists once, after the last
+ * TSS, where all of them reach it:
  *
  *     tss[0] tss[1] ... tss[63] | bitmap, all ports allowed | 0xff
  *
- * Ring 3 gets port I/O twice over, by IOPL 3 and by the bitmap, because an emulated IRETQ or SYSEXIT
- * may lose the IOPL.
+ * Ring 3 gets port I/O twice over, by IOPL 3 and by the bitmap, because an emulated IRETQ or
+ * SYSEXIT may lose the IOPL.
  */
 
 #include "../contract.h"
 #include "private.h"
 
-#define MSR_APIC_BASE		0x1b
-#define MSR_SYSENTER_CS		0x174
-#define APIC_BASE_X2APIC	(1u << 10)
-#define APIC_BASE_ENABLE	(1u << 11)
+#define MSR_APIC_BASE 0x1b
+#define MSR_SYSENTER_CS 0x174
+#define APIC_BASE_X2APIC (1u << 10)
+#define APIC_BASE_ENABLE (1u << 11)
 
-#define CR0_MP			(1ul << 1)
-#define CR0_EM			(1ul << 2)
-#define CR0_TS			(1ul << 3)
-#define CR0_NE			(1ul << 5)
-#define CR4_OSFXSR		(1ul << 9)
-#define CR4_OSXMMEXCPT		(1ul << 10)
-#define CR4_OSXSAVE		(1ul << 18)
-#define XCR0_AVX		0x07
-#define XCR0_AVX512		0xe0
+#define CR0_MP (1ul << 1)
+#define CR0_EM (1ul << 2)
+#define CR0_TS (1ul << 3)
+#define CR0_NE (1ul << 5)
+#define CR4_OSFXSR (1ul << 9)
+#define CR4_OSXMMEXCPT (1ul << 10)
+#define CR4_OSXSAVE (1ul << 18)
+#define XCR0_AVX 0x07
+#define XCR0_AVX512 0xe0
 
-#define RFLAGS_FIXED		0x0002
-#define RFLAGS_IF		0x0200
-#define RFLAGS_IOPL3		0x3000
+#define RFLAGS_FIXED 0x0002
+#define RFLAGS_IF 0x0200
+#define RFLAGS_IOPL3 0x3000
 
-#define GATE_INTERRUPT		0x8e00
-#define DESC_TSS		0x89
-#define IO_BITMAP_SIZE		8192
+#define GATE_INTERRUPT 0x8e00
+#define DESC_TSS 0x89
+#define IO_BITMAP_SIZE 8192
 
 struct tss {
 	uint32_t reserved0;
@@ -67,7 +67,7 @@ static struct {
 	struct tss tss[RT_MAX_CPUS];
 	uint8_t io_bitmap[IO_BITMAP_SIZE];
 	uint8_t end;
-} tasks = { .end = 0xff };
+} tasks = {.end = 0xff};
 
 static struct gate idt[256] __attribute__((aligned(16)));
 static void (*handlers[256])(const struct rt_frame *frame);
@@ -90,7 +90,7 @@ void rt_cpu_identify(void)
 	uint32_t a, b, c, d, max;
 
 	rt_cpuid(0, 0, &max, &b, &c, &d);
-	rt.cpuid.intel = b == 0x756e6547;	/* "Genu" */
+	rt.cpuid.intel = b == 0x756e6547; /* "Genu" */
 	rt_cpuid(1, 0, &a, &b, &c, &d);
 	rt.cpus[0].apic_id = b >> 24;
 	rt.cpuid.xsave = (c >> 26) & 1;
@@ -107,7 +107,7 @@ void rt_cpu_identify(void)
 
 static void load_tables(struct rt_cpu *cpu)
 {
-	const struct descriptor_ptr ptr = { .limit = sizeof(idt) - 1, .base = (uint64_t)idt };
+	const struct descriptor_ptr ptr = {.limit = sizeof(idt) - 1, .base = (uint64_t)idt};
 	struct tss *tss = &tasks.tss[cpu->index];
 	uint64_t base = (uint64_t)tss;
 	uint64_t limit = (uint64_t)&tasks.end - base;
@@ -151,8 +151,8 @@ void rt_cpu_init(struct rt_cpu *cpu)
 	/* SYSEXIT's selectors; see layout.h. */
 	rt_wrmsr(MSR_SYSENTER_CS, SEL_KCODE);
 	/*
-	 * The local APIC is used through memory, because that works in ring 3 too. Should the loader
-	 * have left it in x2APIC mode, the way back leads through "disabled".
+	 * The local APIC is used through memory, because that works in ring 3 too. Should the
+	 * loader have left it in x2APIC mode, the way back leads through "disabled".
 	 */
 	if ((apic & APIC_BASE_X2APIC) || !(apic & APIC_BASE_ENABLE)) {
 		rt_wrmsr(MSR_APIC_BASE, apic & ~(uint64_t)(APIC_BASE_X2APIC | APIC_BASE_ENABLE));
@@ -166,7 +166,8 @@ void rt_cpu_enter(struct rt_cpu *cpu, void (*fn)(struct rt_cpu *cpu))
 {
 	if (rt.ring == 3)
 		rt_enter_ring3(cpu->stack3, fn, cpu, rt.cpuid.intel,
-			       RFLAGS_FIXED | RFLAGS_IOPL3 | (rt_payload.interrupts ? RFLAGS_IF : 0));
+			       RFLAGS_FIXED | RFLAGS_IOPL3 |
+				       (rt_payload.interrupts ? RFLAGS_IF : 0));
 	if (rt_payload.interrupts)
 		__asm__ volatile("sti");
 	fn(cpu);
@@ -197,7 +198,7 @@ void rt_trap(struct rt_frame *frame)
 	}
 	__asm__ volatile("mov %%cr2, %0" : "=r"(cr2));
 	rt_console_steal();
-	rt_printf("%s " BARE_PANIC_TRAP_FMT "\n", rt_payload.name, frame->vector, frame->err, frame->rip,
-		  cr2, frame->cs & 3);
+	rt_printf("%s " BARE_PANIC_TRAP_FMT "\n", rt_payload.name, frame->vector, frame->err,
+		  frame->rip, cr2, frame->cs & 3);
 	rt_poweroff();
 }

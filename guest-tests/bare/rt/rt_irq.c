@@ -9,23 +9,23 @@
 
 #include "private.h"
 
-#define PIC1			0x20
-#define PIC2			0xa0
-#define ICW1_INIT		0x11	/* edge triggered, cascaded, ICW4 follows */
-#define ICW4_8086		0x01
-#define PIC_EOI			0x20
+#define PIC1 0x20
+#define PIC2 0xa0
+#define ICW1_INIT 0x11 /* edge triggered, cascaded, ICW4 follows */
+#define ICW4_8086 0x01
+#define PIC_EOI 0x20
 
-#define IOAPIC_BASE		0xfec00000ul
-#define IOAPIC_SELECT		0x00
-#define IOAPIC_WINDOW		0x10
-#define IOAPIC_VERSION		0x01
-#define IOAPIC_REDIRECT		0x10
-#define IOAPIC_MASKED		(1u << 16)
+#define IOAPIC_BASE 0xfec00000ul
+#define IOAPIC_SELECT 0x00
+#define IOAPIC_WINDOW 0x10
+#define IOAPIC_VERSION 0x01
+#define IOAPIC_REDIRECT 0x10
+#define IOAPIC_MASKED (1u << 16)
 
-#define LVT_MASKED		(1u << 16)
-#define LVT_EXTINT		0x700
-#define SVR_ENABLE		0x100
-#define VECTOR_SPURIOUS		0xff
+#define LVT_MASKED (1u << 16)
+#define LVT_EXTINT 0x700
+#define SVR_ENABLE 0x100
+#define VECTOR_SPURIOUS 0xff
 
 static void ioapic_write(uint32_t reg, uint32_t value)
 {
@@ -50,7 +50,7 @@ void rt_lapic_check(const struct rt_cpu *cpu)
 
 	rt_cpuid(1, 0, &a, &b, &c, &d);
 	if (id != b >> 24)
-		rt_panic("CPUID and the local APIC name different APIC ids: interrupts would be lost");
+		rt_panic("CPUID and the local APIC disagree on the APIC id");
 	if (id != cpu->apic_id)
 		rt_panic("the CPU that started is not the one that was asked for");
 }
@@ -62,14 +62,14 @@ void rt_lapic_enable(void)
 
 void rt_irq_init(void)
 {
-	static const uint16_t pics[] = { PIC1, PIC2 };
+	static const uint16_t pics[] = {PIC1, PIC2};
 
 	rt_lapic_check(&rt.cpus[0]);
 	rt_on_interrupt(VECTOR_SPURIOUS, spurious);
 	for (uint16_t i = 0; i < 2; i++) {
 		rt_outb(pics[i], ICW1_INIT);
 		rt_outb(pics[i] + 1, (uint8_t)(RT_VECTOR_PIC + 8 * i));
-		rt_outb(pics[i] + 1, i == 0 ? 0x04 : 0x02);	/* the second hangs at IRQ 2 */
+		rt_outb(pics[i] + 1, i == 0 ? 0x04 : 0x02); /* the second hangs at IRQ 2 */
 		rt_outb(pics[i] + 1, ICW4_8086);
 		rt_outb(pics[i] + 1, 0xff);
 	}
@@ -80,7 +80,7 @@ void rt_irq_init(void)
 
 void rt_pic_unmask(uint32_t irq)
 {
-	rt_outb(PIC1 + 1, (uint8_t)~(1u << irq));
+	rt_outb(PIC1 + 1, (uint8_t) ~(1u << irq));
 	rt_lapic_write(LAPIC_LVT_LINT0, LVT_EXTINT);
 }
 

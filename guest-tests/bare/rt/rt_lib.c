@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory functions that the compiler may call without being asked, and the command line. */
+/*
+ * Memory functions that the compiler may call without being asked, and the command line.
+ *
+ * The empty asm statements keep it from recognising a loop as the very function it is in.
+ */
 
 #include "private.h"
 
@@ -56,7 +60,7 @@ size_t rt_strlen(const char *s)
 	return n;
 }
 
-/* The text after `key=` at the start of a word of the command line, or NULL. The last one counts. */
+/* The text after `key=` at the start of a word of the command line, or NULL. The last counts. */
 static const char *find_option(const char *key)
 {
 	size_t len = rt_strlen(key);

@@ -3,16 +3,17 @@
  * Memory: the map above 4 GiB and an allocator that only gives.
  *
  * What is free is a list of ranges in ascending order; allocations take from the start of the first
- * range that fits. The first MiB is left alone (firmware tables, the trampoline), and so is the image.
+ * range that fits. The first MiB is left alone (firmware tables, the trampoline), and so is the
+ * image.
  */
 
 #include "private.h"
 
-#define GIB			(1ul << 30)
-#define STATIC_MAP		(4 * GIB)	/* entry.S maps this much */
-#define LARGE_PAGE		(1ul << 21)
-#define PTE_TABLE		0x07ul
-#define PTE_RAM			0x87ul
+#define GIB (1ul << 30)
+#define STATIC_MAP (4 * GIB) /* entry.S maps this much */
+#define LARGE_PAGE (1ul << 21)
+#define PTE_TABLE 0x07ul
+#define PTE_RAM 0x87ul
 
 static struct rt_range free_ranges[RT_MAX_RANGES];
 static uint32_t nr_free;

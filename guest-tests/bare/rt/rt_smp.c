@@ -5,19 +5,20 @@
 
 #include "private.h"
 
-#define ICR_INIT		0x4500	/* INIT, assert */
-#define ICR_STARTUP		0x4600	/* start-up, assert */
-#define ICR_PENDING		0x1000
+#define ICR_INIT 0x4500	   /* INIT, assert */
+#define ICR_STARTUP 0x4600 /* start-up, assert */
+#define ICR_PENDING 0x1000
 
-#define MADT_LAPIC		0
-#define MADT_OVERRIDE		2
-#define MADT_X2APIC		9
-#define MADT_ENABLED		1
-#define ACPI_MAX_TABLE		(1u << 20)
+#define MADT_LAPIC 0
+#define MADT_OVERRIDE 2
+#define MADT_X2APIC 9
+#define MADT_ENABLED 1
+#define ACPI_MAX_TABLE (1u << 20)
 
-#define INIT_WAIT_US		10000
-#define SIPI_WAIT_US		100000
-#define ONLINE_WAIT_US		10000000
+#define INIT_WAIT_US 10000
+#define SIPI_WAIT_US 100000
+#define ONLINE_WAIT_US 10000000
+#define IPI_PATIENCE 100000 /* polls */
 
 struct acpi_header {
 	char signature[4];
@@ -148,8 +149,19 @@ static void send_ipi(uint32_t apic_id, uint32_t command)
 {
 	rt_lapic_write(LAPIC_ICR_HIGH, apic_id << 24);
 	rt_lapic_write(LAPIC_ICR_LOW, command);
-	while (rt_lapic_read(LAPIC_ICR_LOW) & ICR_PENDING)
+	for (uint32_t i = 0; rt_lapic_read(LAPIC_ICR_LOW) & ICR_PENDING; i++) {
+		if (i == IPI_PATIENCE)
+			rt_panic("the local APIC does not send");
 		rt_relax();
+	}
+}
+
+static bool is_ram(uint64_t addr, uint64_t size)
+{
+	for (uint32_t i = 0; i < rt.nr_ram; i++)
+		if (addr >= rt.ram[i].base && addr - rt.ram[i].base + size <= rt.ram[i].size)
+			return true;
+	return false;
 }
 
 static bool wait_online(struct rt_cpu *cpu, uint64_t us)
@@ -170,12 +182,13 @@ void rt_cpu_start(uint32_t index, void (*fn)(struct rt_cpu *cpu), void *arg)
 
 	if (index == 0 || index >= rt.nr_cpus)
 		rt_panic("no such CPU to start");
+	if (!is_ram(RT_TRAMPOLINE, RT_PAGE_SIZE))
+		rt_panic("no RAM at 0x8000, where other CPUs start");
 	cpu->fn = fn;
 	cpu->arg = arg;
 	cpu->stack0 = (uint64_t)rt_alloc(RT_STACK_SIZE) + RT_STACK_SIZE;
 	cpu->stack3 = (uint64_t)rt_alloc(RT_STACK_SIZE) + RT_STACK_SIZE;
-	memcpy((void *)RT_TRAMPOLINE, rt_trampoline,
-	       (size_t)(rt_trampoline_end - rt_trampoline));
+	memcpy((void *)RT_TRAMPOLINE, rt_trampoline, (size_t)(rt_trampoline_end - rt_trampoline));
 	rt_ap_stack = cpu->stack0;
 	rt_ap_cpu = cpu;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);

@@ -7,16 +7,18 @@
 
 #include "private.h"
 
-#define MSR_KVM_SYSTEM_TIME	0x4b564d01
-#define KVM_CLOCKSOURCE2	(1u << 3)
+#define MSR_KVM_SYSTEM_TIME 0x4b564d01
+#define KVM_CLOCKSOURCE2 (1u << 3)
 
-#define PIT_HZ			1193182
-#define PIT_CHANNEL0		0x40
-#define PIT_COMMAND		0x43
-#define PIT_CH0_ONESHOT		0x30	/* channel 0, both bytes, mode 0: counts down once */
-#define PIT_CH0_LATCH		0x00
-#define PIT_TICKS		(PIT_HZ / 20)	/* how long to measure; less than 65536 */
-#define PIT_PATIENCE		2000000u
+#define PIT_HZ 1193182
+#define PIT_CHANNEL0 0x40
+#define PIT_COMMAND 0x43
+#define PIT_CH0_ONESHOT 0x30 /* channel 0, both bytes, mode 0: counts down once */
+#define PIT_CH0_LATCH 0x00
+#define PIT_TICKS (PIT_HZ / 50) /* how long to measure */
+#define PIT_TRIES 50
+#define PIT_AGREE 1000 /* to one part in so many */
+#define PIT_PATIENCE 2000000u
 
 struct pvclock {
 	uint32_t version;
@@ -69,7 +71,7 @@ void rt_time_probe(void)
 				found(a, "hypervisor");
 			}
 			rt_cpuid(leaf, 0, &max, &b, &c, &d);
-			if (b == 0x4b4d564b && c == 0x564b4d56 && d == 0x4d) {	/* KVMKVMKVM */
+			if (b == 0x4b4d564b && c == 0x564b4d56 && d == 0x4d) { /* KVMKVMKVM */
 				rt_cpuid(leaf + 1, 0, &a, &b, &c, &d);
 				if (a & KVM_CLOCKSOURCE2)
 					found(khz_of_kvmclock(), "kvmclock");
@@ -88,36 +90,50 @@ void rt_time_probe(void)
 	}
 }
 
-static uint32_t pit_elapsed(void)
+static uint16_t pit_count(void)
 {
-	uint32_t count;
+	uint16_t low;
 
 	rt_outb(PIT_COMMAND, PIT_CH0_LATCH);
-	count = rt_inb(PIT_CHANNEL0);
-	count |= (uint32_t)rt_inb(PIT_CHANNEL0) << 8;
-	return 0xffff - count;
+	low = rt_inb(PIT_CHANNEL0);
+	return (uint16_t)(low | rt_inb(PIT_CHANNEL0) << 8);
+}
+
+/* One measurement. The counter wraps every 55 ms; a longer interruption makes the result wrong. */
+static uint64_t measure_pit(void)
+{
+	uint16_t count = pit_count();
+	uint64_t start = rt_tsc();
+	uint32_t ticks = 0;
+
+	for (uint32_t i = 0; i < PIT_PATIENCE; i++) {
+		uint16_t now = pit_count();
+
+		ticks += (uint16_t)(count - now);
+		count = now;
+		if (ticks >= PIT_TICKS)
+			return (rt_tsc() - start) * PIT_HZ / ticks / 1000;
+	}
+	return 0;
 }
 
 /*
  * Channel 0, because the gate and the output of channel 2 are behind port 0x61, which small
- * machines lack. The two readings are taken alike, so what a port access costs cancels out.
+ * machines lack. A busy host makes single measurements worthless, so two in a row must agree.
  */
 static uint64_t khz_of_pit(void)
 {
-	uint64_t tsc0;
-	uint32_t pit0;
+	uint64_t last, khz;
 
 	rt_outb(PIT_COMMAND, PIT_CH0_ONESHOT);
 	rt_outb(PIT_CHANNEL0, 0xff);
 	rt_outb(PIT_CHANNEL0, 0xff);
-	pit_elapsed();		/* once for nothing: software emulation translates at first use */
-	pit0 = pit_elapsed();
-	tsc0 = rt_tsc();
-	for (uint32_t i = 0; i < PIT_PATIENCE; i++) {
-		uint32_t ticks = pit_elapsed() - pit0;
-
-		if (ticks >= PIT_TICKS && ticks < 0x10000)
-			return (rt_tsc() - tsc0) * PIT_HZ / ticks / 1000;
+	last = measure_pit();
+	for (uint32_t i = 0; i < PIT_TRIES && last; i++) {
+		khz = measure_pit();
+		if ((khz > last ? khz - last : last - khz) < last / PIT_AGREE)
+			return (khz + last) / 2;
+		last = khz;
 	}
 	return 0;
 }
