@@ -25,6 +25,7 @@
 #define SHOW_NS (200 * NS_PER_MS)
 /* The process sends progress ten times a second; this long without a line it hangs. */
 #define SILENCE_NS (30 * NS_PER_SEC)
+#define END_NS (30 * NS_PER_SEC) /* to give back a large guest's memory */
 
 struct view {
 	const char *name;
@@ -278,6 +279,9 @@ int cmd_migrate(int argc, char **argv)
 		return not_started(v.name, &err, cfg.json);
 	}
 	status = follow(&v, &conn, signal_fd, cfg.json);
+	/* So that the guest's name is free here when we are back: the next guest may come for it. */
+	if (status == EXIT_DONE && ctl_wait_end(&conn, END_NS))
+		log_warn("'%s' has moved, but its process here has not ended yet", v.name);
 	ctl_close(&conn);
 	return status;
 }

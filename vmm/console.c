@@ -23,7 +23,7 @@
 #define BACKGROUND_LOOK_NS (250 * NS_PER_MS)
 
 static struct {
-	atomic_bool wanted; /* a console is attached to it */
+	atomic_bool wanted; /* a console is attached to it, and the process goes on */
 	atomic_bool raw;    /* we have changed it */
 	int fd;
 	struct termios cooked;
@@ -51,12 +51,22 @@ static void set_terminal(const struct termios *t)
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+static void put_back(void)
+{
+	if (!term.raw)
+		return;
+	/* In the background it has become somebody else's, with their settings. */
+	if (in_foreground(term.fd))
+		set_terminal(&term.cooked);
+	term.raw = false;
+}
+
 /* Makes the terminal raw if it is ours to change at this moment; false if not. Signal-safe. */
 static bool terminal_take(void)
 {
 	struct termios raw;
 
-	if (!in_foreground(term.fd))
+	if (!term.wanted || !in_foreground(term.fd))
 		return false;
 	/* In the background the shell's own settings would have been seen: look only now. */
 	if (!term.raw && tcgetattr(term.fd, &term.cooked) != 0)
@@ -68,6 +78,9 @@ static bool terminal_take(void)
 	/* Before it is: a signal in between then puts back what did not change yet. */
 	term.raw = true;
 	set_terminal(&raw);
+	/* A signal on another thread may have been faster, and has found nothing to put back. */
+	if (!term.wanted)
+		put_back();
 	return true;
 }
 
@@ -75,12 +88,9 @@ void console_restore_terminal(void)
 {
 	int saved_errno = errno;
 
-	if (term.raw) {
-		/* In the background it has become somebody else's, with their settings. */
-		if (in_foreground(term.fd))
-			set_terminal(&term.cooked);
-		term.raw = false;
-	}
+	/* First: while this thread is on its way out, the loop's must not take it again. */
+	term.wanted = false;
+	put_back();
 	errno = saved_errno;
 }
 
@@ -113,7 +123,7 @@ static void on_stop(int sig, siginfo_t *info, void *context)
 
 	(void)info;
 	(void)context;
-	console_restore_terminal();
+	put_back();
 	sigaction(sig, &term.old[sig], &ours);
 	raise(sig);
 	sigemptyset(&set);
@@ -130,8 +140,7 @@ static void on_continue(int sig, siginfo_t *info, void *context)
 	(void)sig;
 	(void)info;
 	(void)context;
-	if (term.wanted)
-		terminal_take();
+	terminal_take();
 	errno = saved_errno;
 }
 
@@ -186,7 +195,6 @@ static int terminal_attach(int fd)
 
 static void terminal_detach(void)
 {
-	term.wanted = false;
 	console_restore_terminal();
 	for (size_t i = 0; i < ARRAY_SIZE(deadly_signals); i++)
 		remove_handler(deadly_signals[i], on_deadly);

@@ -73,7 +73,10 @@ void console_flush(struct console *c, uint64_t timeout_ns);
  */
 void console_destroy(struct console *c);
 
-/* Puts the terminal back from anywhere, signal handlers included; called at exit too. */
+/*
+ * Puts the terminal back for good, from anywhere, signal handlers included. Called on the way out
+ * of the process; a console that lives on must detach before it can attach again.
+ */
 void console_restore_terminal(void);
 
 #endif

@@ -247,6 +247,7 @@ int instance_migrate(struct instance *in, const struct migrate_options *opt, str
 	if (ret)
 		return ret;
 	memcpy(in->migration_uri, opt->uri, sizeof(in->migration_uri));
+	in->migration_start_ns = now_ns();
 	log_debug("moving '%s' to %s", in->cfg.name, opt->uri);
 	return 0;
 }

@@ -64,6 +64,7 @@ struct instance {
 
 	struct migration *migration;
 	char migration_uri[MIGRATE_URI_MAX];
+	uint64_t migration_start_ns;
 	struct migrate_stats last; /* of the latest migration from here, once it has ended */
 	bool has_last;
 	bool cancelled_by_end; /* not the user: the guest powered off or reset meanwhile */

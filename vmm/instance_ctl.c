@@ -49,6 +49,16 @@ void instance_wait(struct instance *in, struct ctl_client *client, enum waiter_k
 	arm_tick(in);
 }
 
+/* Figures of the migration that runs; its clock goes on between its own updates. */
+static json_t *migration_progress(struct instance *in)
+{
+	struct migrate_stats stats;
+
+	migrate_get_stats(in->migration, &stats);
+	stats.total_ns = now_ns() - in->migration_start_ns;
+	return report_progress(&stats);
+}
+
 static void on_tick(struct loop_op *op, int32_t res)
 {
 	struct instance *in = container_of(op, struct instance, tick_op);
@@ -56,7 +66,6 @@ static void on_tick(struct loop_op *op, int32_t res)
 
 	(void)res;
 	for (struct waiter **p = &in->waiters, *w; (w = *p);) {
-		struct migrate_stats stats;
 		json_t *progress;
 
 		if (w->deadline_ns && now >= w->deadline_ns) {
@@ -69,8 +78,7 @@ static void on_tick(struct loop_op *op, int32_t res)
 		p = &w->next;
 		if (w->kind != WAIT_MIGRATE || !in->migration)
 			continue;
-		migrate_get_stats(in->migration, &stats);
-		progress = report_progress(&stats);
+		progress = migration_progress(in);
 		json_object_set_new(progress, "event", json_string("progress"));
 		ctl_event(w->client, progress);
 	}
@@ -243,8 +251,7 @@ static void status_migration(struct instance *in, json_t *answer)
 		report = report_progress(&stats);
 		json_object_set_new(report, "uri", report_text(in->receive_uri));
 	} else if (in->migration) {
-		migrate_get_stats(in->migration, &stats);
-		report = report_progress(&stats);
+		report = migration_progress(in);
 		json_object_set_new(report, "uri", report_text(in->migration_uri));
 	} else if (in->has_last) {
 		report = last_report(in);

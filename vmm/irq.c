@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <linux/kvm.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kvm.h"
@@ -19,6 +20,43 @@ void irq_set(const struct irq_line *line, bool level)
 	kvm_ioctl_ptr(line->vm_fd, KVM_IRQ_LINE, &l);
 }
 
+/*
+ * Which pins a gsi goes to: the ISA ones to PIC and IOAPIC, the rest to the IOAPIC alone. As on a
+ * PC the timer, ISA interrupt 0, is wired to IOAPIC pin 2 (the MADT says so, too), where KVM's own
+ * default has it on pin 0.
+ */
+static int set_routes(int vm_fd)
+{
+	struct kvm_irq_routing *r;
+	int ret;
+
+	r = calloc(1, sizeof(*r) + (16 + IRQ_GSI_MAX + 1) * sizeof(r->entries[0]));
+	if (!r)
+		return -ENOMEM;
+	for (uint32_t gsi = 0; gsi < 16; gsi++) {
+		if (gsi == 2) /* the cascade of the PICs */
+			continue;
+		r->entries[r->nr++] = (struct kvm_irq_routing_entry){
+			.gsi = gsi,
+			.type = KVM_IRQ_ROUTING_IRQCHIP,
+			.u.irqchip = {gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE,
+				      gsi % 8},
+		};
+	}
+	for (uint32_t gsi = 0; gsi <= IRQ_GSI_MAX; gsi++) {
+		if (gsi == 2)
+			continue;
+		r->entries[r->nr++] = (struct kvm_irq_routing_entry){
+			.gsi = gsi,
+			.type = KVM_IRQ_ROUTING_IRQCHIP,
+			.u.irqchip = {KVM_IRQCHIP_IOAPIC, gsi == 0 ? 2 : gsi},
+		};
+	}
+	ret = kvm_ioctl_ptr(vm_fd, KVM_SET_GSI_ROUTING, r);
+	free(r);
+	return ret;
+}
+
 int irqchip_init(int vm_fd, struct errmsg *err)
 {
 	struct kvm_pit_config pit = {.flags = KVM_PIT_SPEAKER_DUMMY};
@@ -27,6 +65,9 @@ int irqchip_init(int vm_fd, struct errmsg *err)
 	ret = kvm_ioctl(vm_fd, KVM_CREATE_IRQCHIP, 0);
 	if (ret)
 		return errmsg_set(err, ret, "KVM_CREATE_IRQCHIP: %s", strerror(-ret));
+	ret = set_routes(vm_fd);
+	if (ret)
+		return errmsg_set(err, ret, "KVM_SET_GSI_ROUTING: %s", strerror(-ret));
 	ret = kvm_ioctl_ptr(vm_fd, KVM_CREATE_PIT2, &pit);
 	if (ret)
 		return errmsg_set(err, ret, "KVM_CREATE_PIT2: %s", strerror(-ret));

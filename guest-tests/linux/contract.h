@@ -12,7 +12,7 @@
  * field before sum, and may hold spaces.
  *
  *	ready    first line, once the workers are started: version= kernel= cpus= mem_kib= mode=
- *	         procs= workers= rate= seed= init_ms= t_ms=
+ *	         procs= workers= rate= simd=sse|avx|avx512 seed= init_ms= t_ms=
  *	(none)   a report: t_ms= pages= errors= back= gap_us= gap_at_ms= late_us= drift_us= alive= full=
  *	         blocks= execs= regs= dmesg= in=
  *	verify   answer to `v`: pages= new= errors= ms=
@@ -21,7 +21,7 @@
  *	reset    answer to `z`
  *	rate     answer to `rate=N`: pages=N
  *	info     one fact about the machine: key= text=
- *	error    a check failed: worker= text=
+ *	error    a check failed: worker= text=; after the eighth of one worker they are only counted
  *	death    a worker ended, which none should: worker= cause= code=
  *	dmesg    the kernel logged a problem: class=error|note text=
  *	unknown  the input line was not understood (damaged, perhaps): text=
@@ -35,7 +35,7 @@
  *
  *	pages    pages whose whole content was verified          blocks  blocks passed between processes
  *	execs    fork and exec children that answered rightly    regs    register rounds that held
- *	errors   failed checks, deaths, and kernel problems      back    backward steps of a clock
+ *	errors   failed checks, deaths, and kernel problems      back    backward steps of a clock (errors too)
  *	gap_us   longest time between two looks at CLOCK_MONOTONIC by one CPU. Includes the poller's own
  *	         sleep (gt.clock_us), so it never understates how long the guest was away
  *	late_us  latest wake-up from a sleep                     in      input lines seen

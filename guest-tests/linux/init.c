@@ -150,8 +150,8 @@ fail:
 	return -errno;
 }
 
-/* A shell with the serial line as its terminal. Returns its exit status, or -1. */
-static int run_shell(struct guest *g)
+/* A shell with the serial line as its terminal. That it fails, or is not there, is an error. */
+static void run_shell(struct guest *g)
 {
 	char *argv[] = { (char[]){ "-sh" }, NULL };
 	char *envp[] = { (char[]){ "HOME=/" }, (char[]){ "PATH=/bin:/sbin:/usr/bin:/usr/sbin" },
@@ -163,12 +163,12 @@ static int run_shell(struct guest *g)
 
 	if (g->hosted || access("/bin/sh", X_OK) < 0) {
 		guest_error(g, "there is no /bin/sh here");
-		return -1;
+		return;
 	}
 	pid = fork();
 	if (pid < 0) {
 		guest_error(g, "fork: %s", strerror(errno));
-		return -1;
+		return;
 	}
 	if (pid == 0) {
 		sigemptyset(&none);
@@ -185,8 +185,10 @@ static int run_shell(struct guest *g)
 	}
 	while (wait(&status) != pid)	/* reaps orphans as well */
 		;
-	(void)serial_raw(0);
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+	/* The end of the session has hung up the terminal, for everybody who had it open. */
+	setup_tty(g);
+	if (status != 0)
+		guest_error(g, "the shell ended with wait status 0x%x", (unsigned int)status);
 }
 
 static void say_ready(struct guest *g)
@@ -199,10 +201,10 @@ static void say_ready(struct guest *g)
 	sysinfo(&si);
 	say(&g->serial,
 	    "ready version=%d kernel=%s cpus=%u mem_kib=%llu mode=%s procs=%llu workers=%u rate=%llu "
-	    "seed=%llu init_ms=%llu t_ms=%llu",
+	    "simd=%s seed=%llu init_ms=%llu t_ms=%llu",
 	    GT_VERSION, uts.release, g->cpus, (unsigned long long)si.totalram * si.mem_unit / 1024,
 	    mode_name(g->opt.mode), (unsigned long long)g->opt.procs, g->workers,
-	    (unsigned long long)g->opt.rate, (unsigned long long)g->sh->seed,
+	    (unsigned long long)g->opt.rate, regs_level(), (unsigned long long)g->sh->seed,
 	    (unsigned long long)(now - g->start_ns) / 1000000, (unsigned long long)now / 1000000);
 }
 
@@ -251,8 +253,7 @@ int main(int argc, char **argv)
 		info_say(&g->serial);
 		guest_quit(g);
 	case MODE_SHELL:
-		if (run_shell(g) != 0)
-			g->errors++;
+		run_shell(g);
 		guest_quit(g);
 	default:
 		give_order(g, ORDER_RUN);

@@ -308,7 +308,7 @@ static void corrupt(struct guest *g, const char *what)
 		return;
 	}
 	if (strcmp(what, "kmsg") == 0) {
-		if (!kmsg_write("WARNING: asked for by a test"))
+		if (g->kmsg_fd < 0 || !kmsg_write("WARNING: asked for by a test\n"))
 			guest_error(g, "/dev/kmsg cannot be written");
 		return;
 	}

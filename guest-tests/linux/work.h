@@ -109,6 +109,9 @@ void work_churn(struct worker *w) __attribute__((noreturn));
 void work_regs(struct worker *w) __attribute__((noreturn));
 void work_clock(struct worker *w) __attribute__((noreturn));
 
+/* The widest registers that work_regs checks on this CPU: "sse", "avx" or "avx512". */
+const char *regs_level(void);
+
 /* What the exec'd child of work_churn does: argv as it was given; returns the exit status. */
 int churn_child(int argc, char **argv);
 #define CHURN_ARG "gt-churn-child"

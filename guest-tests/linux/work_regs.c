@@ -108,6 +108,15 @@ static enum level cpu_level(void)
 	return __builtin_cpu_supports("avx") ? LEVEL_AVX : LEVEL_SSE;
 }
 
+const char *regs_level(void)
+{
+	static const char *const names[] = {
+		[LEVEL_SSE] = "sse", [LEVEL_AVX] = "avx", [LEVEL_AVX512] = "avx512"
+	};
+
+	return names[cpu_level()];
+}
+
 /* Pseudo-random values for every register the level has; zero for those it has not. */
 static void regs_fill(struct regs *r, enum level level, uint64_t *rng)
 {

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* The test program's frame: places, counting, skips and failures. See harness.h. */
-#include "harness.h"
-
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -34,6 +32,8 @@ static struct {
 	const char *program;
 	double slow;
 	pid_t main_pid;
+	const char *file; /* where the test is */
+	int line;
 } h;
 
 char *harness_copy(const char *text, size_t len)
@@ -191,8 +191,15 @@ const char *harness_root(void)
 	return h.root;
 }
 
+/* Made when first asked for: the name of a test is not known before it has begun. */
 const char *harness_tmp(void)
 {
+	if (h.tmp[0])
+		return h.tmp;
+	snprintf(h.tmp, sizeof(h.tmp), "%.3500s/%.24s.%d", h.top, tcase_name(), (int)getpid());
+	if (mkdir(h.tmp, 0700))
+		fail_test("%s: %s", h.tmp, strerror(errno));
+	setenv("GODWIT_RUNDIR", harness_path("%s/run", h.tmp), 1);
 	return h.tmp;
 }
 
@@ -242,10 +249,6 @@ static void begin_test(void)
 	/* Against a runner that is killed; Check itself kills the group in all other cases. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGPIPE, SIG_IGN);
-	snprintf(h.tmp, sizeof(h.tmp), "%.3500s/%.16s.%d", h.top, tcase_name(), (int)getpid());
-	if (mkdir(h.tmp, 0700))
-		fail_test("%s: %s", h.tmp, strerror(errno));
-	setenv("GODWIT_RUNDIR", harness_path("%s/run", h.tmp), 1);
 }
 
 static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw)
@@ -267,7 +270,8 @@ static void remove_tree(const char *path)
 /* What a test leaves of its folder has failed; so the good ones remove theirs. */
 static void end_test(void)
 {
-	remove_tree(h.tmp);
+	if (h.tmp[0])
+		remove_tree(h.tmp);
 }
 
 TCase *harness_case(Suite *s, const char *name, unsigned timeout_s)
@@ -292,6 +296,13 @@ void harness_say(const char *fmt, ...)
 	fprintf(stderr, "%s: %s\n", getpid() == h.main_pid ? h.program : tcase_name(), text);
 }
 
+void harness_at(const char *file, int line)
+{
+	h.file = file;
+	h.line = line;
+	_mark_point(file, line);
+}
+
 _Noreturn static void fail_with(const char *file, int line, const char *cond, const char *text)
 {
 	proc_collect_now();
@@ -308,6 +319,17 @@ _Noreturn void harness_fail(const char *file, int line, const char *fmt, ...)
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	fail_with(file, line, NULL, text);
+}
+
+_Noreturn void harness_fail_here(const char *fmt, ...)
+{
+	char text[4096];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	fail_with(h.file ? h.file : __FILE__, h.file ? h.line : __LINE__, NULL, text);
 }
 
 _Noreturn void harness_fail_cond(const char *file, int line, const char *cond, const char *fmt, ...)
@@ -337,7 +359,7 @@ void harness_skip(const char *fmt, ...)
 		fail_test("%s: %s", h.skips, strerror(errno));
 	close(fd);
 	fprintf(stderr, "SKIP %s: %s\n", tcase_name(), text);
-	remove_tree(h.tmp);
+	end_test();
 	/* Check takes an end with 0 as passed; harness_main() takes it off again. */
 	fflush(NULL);
 	_exit(0);

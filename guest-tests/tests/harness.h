@@ -87,6 +87,12 @@ _Noreturn void harness_fail(const char *file, int line, const char *fmt, ...)
 _Noreturn void harness_fail_cond(const char *file, int line, const char *cond, const char *fmt, ...)
 	__attribute__((format(printf, 4, 5)));
 
+/*
+ * Where in the test we are, for failures within the harness. The macros at the end of this file
+ * call it; a helper of your own that is called from many places may do so, too.
+ */
+void harness_at(const char *file, int line);
+
 /* A line on stderr that shows where a long test is. */
 void harness_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
@@ -107,7 +113,7 @@ const char *harness_root(void);			/* the tree */
 const char *harness_tmp(void);			/* this test's scratch folder, gone after it */
 const char *harness_path(const char *fmt, ...)	/* any path or text, made up as by printf */
 	__attribute__((format(printf, 1, 2)));
-const char *bare_elf(const char *payload);	/* .../hello.elf; skips the test if not built */
+const char *bare_elf(const char *payload);	/* .../hello.elf; fails when it is not built */
 
 /* ---- time ---- */
 
@@ -286,5 +292,33 @@ void guest_moved(struct guest *g, struct dest *d);
  * the swap of the processes. m may be NULL. Time limit: 60 s.
  */
 void guest_move(struct guest *g, struct move *m, const char *uri, ...) __attribute__((sentinel));
+
+/* ---- each call above that may fail tells where it was made ---- */
+
+#ifndef GODWIT_HARNESS_PRIVATE_H
+#define HARNESS_AT (harness_at(__FILE__, __LINE__))
+#define proc_expect(...)     (HARNESS_AT, proc_expect(__VA_ARGS__))
+#define proc_expect_err(...) (HARNESS_AT, proc_expect_err(__VA_ARGS__))
+#define proc_try(...)	     (HARNESS_AT, proc_try(__VA_ARGS__))
+#define proc_next(...)	     (HARNESS_AT, proc_next(__VA_ARGS__))
+#define proc_wait(...)	     (HARNESS_AT, proc_wait(__VA_ARGS__))
+#define proc_ended(...)	     (HARNESS_AT, proc_ended(__VA_ARGS__))
+#define proc_send(...)	     (HARNESS_AT, proc_send(__VA_ARGS__))
+#define godwit_run(...)	     (HARNESS_AT, godwit_run(__VA_ARGS__))
+#define kv(...)		     (HARNESS_AT, kv(__VA_ARGS__))
+#define kv_text(...)	     (HARNESS_AT, kv_text(__VA_ARGS__))
+#define json_of(...)	     (HARNESS_AT, json_of(__VA_ARGS__))
+#define json_num(...)	     (HARNESS_AT, json_num(__VA_ARGS__))
+#define json_text(...)	     (HARNESS_AT, json_text(__VA_ARGS__))
+#define guest_expect(...)    (HARNESS_AT, guest_expect(__VA_ARGS__))
+#define guest_next(...)	     (HARNESS_AT, guest_next(__VA_ARGS__))
+#define guest_send(...)	     (HARNESS_AT, guest_send(__VA_ARGS__))
+#define guest_ended(...)     (HARNESS_AT, guest_ended(__VA_ARGS__))
+#define guest_status(...)    (HARNESS_AT, guest_status(__VA_ARGS__))
+#define guest_moved(...)     (HARNESS_AT, guest_moved(__VA_ARGS__))
+#define guest_move(...)	     (HARNESS_AT, guest_move(__VA_ARGS__))
+#define dest_start(...)	     (HARNESS_AT, dest_start(__VA_ARGS__))
+#define move_report(...)     (HARNESS_AT, move_report(__VA_ARGS__))
+#endif
 
 #endif

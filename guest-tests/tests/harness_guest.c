@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "harness.h"
 #include "harness_private.h"
 
 #define LISTEN_TIMEOUT 10000

@@ -5,6 +5,11 @@
 
 #include "harness.h"
 
+/* Here a failure is reported at the place in the test that called. */
+#undef fail_test
+#define fail_test(...) harness_fail_here(__VA_ARGS__)
+_Noreturn void harness_fail_here(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
 /* Memory that lives as long as the test. */
 char *harness_copy(const char *text, size_t len);
 

@@ -20,7 +20,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "harness.h"
 #include "harness_private.h"
 
 #define MAX_WATCHES 256

@@ -303,7 +303,7 @@ START_TEST(hostile)
 	use_initrd(10000);
 	ck_assert_int_eq(ram_init(&vm->ram, RAM_SIZE, &err), 0);
 	rng_state = 0x9e3779b9U + (uint32_t)_i;
-	for (unsigned round = 0; round < 2500; round++) {
+	for (unsigned round = 0; round < 1000; round++) {
 		/* Half of the damage goes where the structures are. */
 		uint32_t n = rng(6), at;
 		int ret;
@@ -335,8 +335,8 @@ START_TEST(hostile)
 		ck_assert_ptr_null(strchr(err.text, '\n'));
 	}
 	/* Neither all harmless nor all broken: else nothing was tested. */
-	ck_assert_uint_gt(accepted, 100);
-	ck_assert_uint_lt(accepted, 2400);
+	ck_assert_uint_gt(accepted, 50);
+	ck_assert_uint_lt(accepted, 950);
 }
 END_TEST
 

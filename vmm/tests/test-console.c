@@ -650,6 +650,7 @@ static void leave(enum way_out way, int slave, int ready)
 	setpgid(0, 0);
 	signal(SIGINT, SIG_DFL); /* Check has its own */
 	signal(SIGTERM, SIG_DFL);
+	chan_destroy(&chan);
 	if (loop_init(&loop) || chan_init(&chan) ||
 	    console_init(&con, &loop, &chan, slave, -1, NULL, NULL) || console_attach(&con))
 		_exit(99);
