@@ -15,6 +15,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -93,6 +94,37 @@ static int check_wishes(struct receiver *r, const struct hello *h)
 	return 0;
 }
 
+/* Memory that this host can give without taking it from anyone. */
+static uint64_t available_memory(void)
+{
+	unsigned long long kib, sum = 0;
+	char line[128];
+	FILE *f = fopen("/proc/meminfo", "re");
+
+	if (!f)
+		return UINT64_MAX;
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1 ||
+		    sscanf(line, "SwapFree: %llu kB", &kib) == 1)
+			sum += kib * KIB;
+	}
+	fclose(f);
+	return sum ? sum : UINT64_MAX;
+}
+
+static int check_memory(struct receiver *r, const struct hello *h)
+{
+	uint64_t have = available_memory();
+	char need[32], there[32];
+
+	if (h->ram_used <= have)
+		return 0;
+	return errmsg_set(&r->err, -ENOMEM,
+			  "the guest uses %s of memory, this host has %s available",
+			  format_size(need, sizeof(need), h->ram_used),
+			  format_size(there, sizeof(there), have));
+}
+
 static int check_cpu(struct receiver *r, const struct hello *h)
 {
 	struct cpuid *host = malloc(sizeof(*host));
@@ -105,7 +137,8 @@ static int check_cpu(struct receiver *r, const struct hello *h)
 	ret = kvm_fd < 0 ? kvm_fd : cpuid_host(host, kvm_fd, r->opt.cpu_mask, &r->err);
 	/* A guest that could never leave again is not taken in. */
 	if (ret == 0 && caps.no_migrate)
-		ret = errmsg_set(&r->err, -ENOTSUP, "this host's KVM lacks %s: it cannot migrate guests",
+		ret = errmsg_set(&r->err, -ENOTSUP,
+				 "this host's KVM lacks %s: it cannot migrate guests",
 				 caps.no_migrate);
 	if (ret == 0)
 		ret = cpuid_check(&h->cpuid, host, &r->err);
@@ -121,6 +154,8 @@ static int build_machine(struct receiver *r, struct hello *h)
 	int ret;
 
 	ret = check_wishes(r, h);
+	if (ret == 0)
+		ret = check_memory(r, h);
 	if (ret == 0)
 		ret = check_cpu(r, h);
 	if (ret == 0)
@@ -354,6 +389,7 @@ static int on_commit(struct receiver *r, const struct wire_frame *f, const uint8
 	cancelled = r->cancelled;
 	r->committed = !cancelled;
 	pthread_mutex_unlock(&r->lock);
+	/* Refusing now is our word that the guest has not run here: the source may go on. */
 	if (cancelled)
 		return errmsg_set(&r->err, -ECANCELED, "cancelled");
 
@@ -478,13 +514,25 @@ static int receive_guest(struct receiver *r)
 	return ret;
 }
 
+static bool was_cancelled(struct receiver *r)
+{
+	bool cancelled;
+
+	pthread_mutex_lock(&r->lock);
+	cancelled = r->cancelled;
+	pthread_mutex_unlock(&r->lock);
+	return cancelled;
+}
+
 static void *run_receiver(void *arg)
 {
 	struct receiver *r = arg;
 	enum migrate_status status;
 	int ret = receive_guest(r);
 
-	status = ret == 0 ? MIGRATE_COMPLETED : r->cancelled ? MIGRATE_CANCELLED : MIGRATE_FAILED;
+	status = ret == 0	    ? MIGRATE_COMPLETED
+		 : was_cancelled(r) ? MIGRATE_CANCELLED
+				    : MIGRATE_FAILED;
 	if (ret && r->conn.fd >= 0 && r->phase != MIGRATE_HANDSHAKE && ret != -ECONNABORTED)
 		conn_fail(&r->conn, WIRE_FAIL, r->err.text);
 

@@ -12,6 +12,7 @@ static void options_fields(struct hello *h, struct sbuf *s)
 {
 	sb_u64(s, &h->tsc_khz);
 	sb_u64(s, &h->hash_seed);
+	sb_u64(s, &h->ram_used);
 	sb_u8(s, &h->verify);
 }
 
@@ -19,7 +20,11 @@ int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_s
 	       struct errmsg *err)
 {
 	struct hello h = {
-		.tsc_khz = vm->tsc_khz, .hash_seed = hash_seed, .verify = (uint8_t)opt->verify};
+		.tsc_khz = vm->tsc_khz,
+		.hash_seed = hash_seed,
+		.ram_used = ram_used(&vm->ram),
+		.verify = (uint8_t)opt->verify,
+	};
 	size_t mark;
 
 	mark = sb_section_open(s, "config", 0, HELLO_VERSION, 0);

@@ -15,6 +15,7 @@ struct hello {
 	struct cpuid cpuid;
 	uint64_t tsc_khz;
 	uint64_t hash_seed;
+	uint64_t ram_used;	/* bytes that the destination will need memory for */
 	uint8_t verify;		/* enum migrate_verify */
 	const uint8_t *devices; /* of a loaded one: the device list, for state_device_list() */
 	size_t devices_len;

@@ -30,9 +30,7 @@ int hashes_init(struct hashes *h, uint64_t npages, uint64_t seed)
 		h->table = NULL;
 		return -ENOMEM;
 	}
-	h->zero = hash_page(h, zeros);
-	for (uint64_t i = 0; i < npages; i++)
-		h->table[i] = h->zero;
+	h->mask = hash_page(h, zeros);
 	return 0;
 }
 
@@ -45,7 +43,9 @@ void hashes_free(struct hashes *h)
 
 struct page_hash hash_page(const struct hashes *h, const void *page)
 {
-	return from_xxh(XXH3_128bits_withSeed(page, PAGE_SIZE, h->seed));
+	XXH128_hash_t x = XXH3_128bits_withSeed(page, PAGE_SIZE, h->seed);
+
+	return (struct page_hash){.low = x.low64 ^ h->mask.low, .high = x.high64 ^ h->mask.high};
 }
 
 bool page_is_zero(const void *page)

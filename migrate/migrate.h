@@ -82,9 +82,11 @@ struct migrate_stats {
 	enum migrate_verify verify;
 	uint64_t rtt_ns;
 	uint64_t estimate_downtime_ns; /* what the source expected when it paused */
-	/* Downtime in parts (source): pausing, last pages, state, proof at the destination, commit.
+	/*
+	 * Downtime in parts (source): pausing, saving the state, sending the last pages and the
+	 * state, loading and proof at the destination, commit.
 	 */
-	uint64_t pause_ns, last_pages_ns, state_ns, proof_ns, commit_ns;
+	uint64_t pause_ns, state_ns, last_pages_ns, proof_ns, commit_ns;
 };
 
 struct migrate_options {

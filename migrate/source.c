@@ -65,7 +65,7 @@ struct migration {
 	struct page_path path;
 	struct errmsg err;
 	uint64_t start_ns, deadline_ns;
-	uint64_t round_start_ns, round_start_sent, round_start_pages;
+	uint64_t round_start_ns, round_start_sent;
 	uint64_t speed;	      /* pages a second, as measured */
 	int64_t clock_offset; /* destination's now_ns() less ours */
 	uint64_t rtt;
@@ -226,18 +226,26 @@ static int handshake(struct migration *m)
 	return ret;
 }
 
-static int send_round(struct migration *m, uint64_t pages)
+/* One round of pages, the last one with the machine stopped included. */
+static int send_pages(struct migration *m, uint64_t pages, uint32_t *round)
 {
-	uint32_t round, ack, len;
 	int ret;
 
 	m->round_start_ns = now_ns();
 	m->round_start_sent = m->conn.sent;
-	m->round_start_pages = m->path.total.scanned;
 	pthread_mutex_lock(&m->lock);
-	round = ++m->stats.round;
+	*round = ++m->stats.round;
 	pthread_mutex_unlock(&m->lock);
 	ret = pages_send_round(&m->path, pages, &m->err);
+	publish(m, 0);
+	return ret;
+}
+
+static int precopy_round(struct migration *m, uint64_t pages)
+{
+	uint32_t round, ack, len;
+	int ret = send_pages(m, pages, &round);
+
 	if (ret == 0)
 		ret = conn_send(&m->conn, WIRE_ROUND_END, &round, sizeof(round), NULL, &m->err);
 	/* Only what the destination has stored counts for the speed. */
@@ -251,22 +259,19 @@ static int send_round(struct migration *m, uint64_t pages)
 	return 0;
 }
 
-/* Speed in pages, since a pause sends pages of which some turn out to be unchanged or zero. */
+/* The speed at which whole pages got into the destination's RAM in this round. */
 static void learn_speed(struct migration *m)
 {
-	uint64_t ns = now_ns() - m->round_start_ns,
-		 pages = m->path.total.scanned - m->round_start_pages;
+	uint64_t ns = now_ns() - m->round_start_ns;
 	uint64_t bytes = m->conn.sent - m->round_start_sent;
-	uint64_t by_bytes, by_pages;
+	uint64_t by_bytes;
 
 	if (ns == 0)
 		return;
-	by_pages = (uint64_t)((double)pages * 1e9 / (double)ns);
 	by_bytes = (uint64_t)((double)bytes * 1e9 / (double)ns) / PAGE_SIZE;
-	if (m->speed == 0)
-		m->speed = MAX(MAX(by_bytes, by_pages), 1U);
-	/* Holes and skipped pages are not sent at any speed: only bytes tell the link's. */
-	if (bytes >= SPEED_SAMPLE_MIN)
+	/* Pages that are skipped tell nothing of the link; few bytes, only that it is not slower.
+	 */
+	if (bytes >= SPEED_SAMPLE_MIN || by_bytes > m->speed)
 		m->speed = MAX(by_bytes, 1U);
 }
 
@@ -313,7 +318,7 @@ static int precopy(struct migration *m)
 	ret = dirty_collect(&m->dirty, &pages, &m->err);
 	while (ret == 0) {
 		collected_ns = now_ns();
-		ret = send_round(m, pages);
+		ret = precopy_round(m, pages);
 		if (ret)
 			break;
 		learn_speed(m);
@@ -386,8 +391,14 @@ static int send_proof(struct migration *m, struct page_hash *root)
 	return ret;
 }
 
-static int send_state(struct migration *m)
+/*
+ * State and the last pages of a machine at rest. The state is saved first: what saving stores into
+ * guest RAM (KVM's own records of a vCPU that is set aside, for one) is in the last harvest.
+ */
+static int send_rest(struct migration *m, uint64_t *at)
 {
+	uint64_t pages;
+	uint32_t round;
 	struct sbuf s;
 	int ret;
 
@@ -395,8 +406,16 @@ static int send_state(struct migration *m)
 	ret = state_save(m->vm, m->clock_offset, &s, &m->err);
 	if (ret == 0 && s.len > wire_max_length(WIRE_STATE))
 		ret = errmsg_set(&m->err, -EMSGSIZE, "the machine's state takes %zu bytes", s.len);
+	if (ret)
+		goto out;
+	set_part(m, &m->stats.state_ns, at);
+	ret = dirty_collect(&m->dirty, &pages, &m->err);
+	if (ret == 0)
+		ret = send_pages(m, pages, &round);
 	if (ret == 0)
 		ret = conn_send(&m->conn, WIRE_STATE, s.data, (uint32_t)s.len, NULL, &m->err);
+	set_part(m, &m->stats.last_pages_ns, at);
+out:
 	sb_free(&s);
 	return ret;
 }
@@ -431,7 +450,8 @@ static int commit(struct migration *m, const struct page_hash *root)
 		return ret;
 	}
 	ret = conn_expect(&m->conn, WIRE_RUNNING, NULL, 0, &len, &m->err);
-	m->uncertain = ret != 0;
+	/* A destination that answers FAIL gives its word that the guest has not run there. */
+	m->uncertain = ret != 0 && ret != -ECONNABORTED;
 	return ret;
 }
 
@@ -439,7 +459,7 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 {
 	struct page_hash root, ready;
 	struct migrate_stats *st = &m->stats;
-	uint64_t pages, at;
+	uint64_t at;
 	uint32_t len;
 	int ret;
 
@@ -454,17 +474,9 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 	*quiesced = true;
 	set_part(m, &st->pause_ns, &at);
 
-	/* Devices at rest first, then the last harvest: what they stored is in it. */
-	ret = dirty_collect(&m->dirty, &pages, &m->err);
-	if (ret == 0)
-		ret = send_round(m, pages);
+	ret = send_rest(m, &at);
 	if (ret)
 		return ret;
-	set_part(m, &st->last_pages_ns, &at);
-	ret = send_state(m);
-	if (ret)
-		return ret;
-	set_part(m, &st->state_ns, &at);
 	ret = send_proof(m, &root);
 	if (ret == 0)
 		ret = conn_expect(&m->conn, WIRE_READY, &ready, sizeof(ready), &len, &m->err);
@@ -483,6 +495,7 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 static enum migrate_status settle(struct migration *m, int ret, bool quiesced)
 {
 	struct vm *vm = m->vm;
+	bool cancelled;
 
 	if (ret == 0) {
 		vm_set_end(vm, VM_END_MOVED, "moved to %s", m->opt.uri);
@@ -498,7 +511,10 @@ static enum migrate_status settle(struct migration *m, int ret, bool quiesced)
 		vm_resume_devices(vm);
 	if (m->pause_start)
 		vm_resume(vm, VM_PAUSE_MIGRATE);
-	return m->cancelled ? MIGRATE_CANCELLED : MIGRATE_FAILED;
+	pthread_mutex_lock(&m->lock);
+	cancelled = m->cancelled;
+	pthread_mutex_unlock(&m->lock);
+	return cancelled ? MIGRATE_CANCELLED : MIGRATE_FAILED;
 }
 
 static void *run_source(void *arg)
@@ -565,9 +581,10 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 				  "the guest was handed over and may run elsewhere: it cannot be "
 				  "moved again");
 	if (vm->caps.no_migrate)
-		return errmsg_set(err, -ENOTSUP,
-				  "this host's KVM lacks %s: it cannot migrate guests (see `godwit doctor`)",
-				  vm->caps.no_migrate);
+		return errmsg_set(
+			err, -ENOTSUP,
+			"this host's KVM lacks %s: it cannot migrate guests (see `godwit doctor`)",
+			vm->caps.no_migrate);
 	m = calloc(1, sizeof(*m));
 	if (!m)
 		return errmsg_set(err, -ENOMEM, "no memory for a migration");

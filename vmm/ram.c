@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 int ram_init(struct ram *ram, uint64_t size, struct errmsg *err)
@@ -190,6 +191,13 @@ int ram_zero_pages(struct ram *ram, uint64_t index, uint64_t n)
 		return -errno;
 	mark_dirty(ram, index * PAGE_SIZE, n * PAGE_SIZE);
 	return 0;
+}
+
+uint64_t ram_used(const struct ram *ram)
+{
+	struct stat st;
+
+	return fstat(ram->fd, &st) ? ram->size : MIN((uint64_t)st.st_blocks * 512, ram->size);
 }
 
 bool ram_next_populated(const struct ram *ram, uint64_t *index, uint64_t *n)

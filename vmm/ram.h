@@ -87,6 +87,9 @@ int ram_zero_pages(struct ram *ram, uint64_t index, uint64_t n);
  */
 bool ram_next_populated(const struct ram *ram, uint64_t *index, uint64_t *n);
 
+/* Bytes of RAM that hold something, that is: that the host has memory for now. */
+uint64_t ram_used(const struct ram *ram);
+
 /* Takes and clears 64 bits of own_dirty, pages word * 64 on. */
 static inline uint64_t ram_take_own_dirty(struct ram *ram, uint64_t word)
 {
