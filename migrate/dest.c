@@ -317,48 +317,59 @@ static void keep_alive_tick(void *arg)
 	conn_keep_alive(&r->conn, &later);
 }
 
-/* Compares the source's digests with those of our own table, and names where they differ. */
+/* With --verify=full: is what is in RAM now still what the table says was stored? */
+static int rehash_ram(struct receiver *r)
+{
+	uint64_t index = 0;
+	int ret = hashes_compare_ram(&r->hashes, &r->vm->ram, &index, keep_alive_tick, r);
+
+	if (ret)
+		errmsg_set(&r->err, ret,
+			   "page %llu of the destination's RAM is not what was stored",
+			   (unsigned long long)index);
+	return ret;
+}
+
+/* Compares the source's digests with our own, and names where they differ. */
 static int compare_digests(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
 {
-	uint64_t n = hashes_n_chunks(&r->hashes), index;
-	struct page_hash *own;
+	size_t n, differs = 0;
+	struct page_hash *own = hashes_proof(&r->hashes, r->state, r->state_len, &n, &r->root);
+	uint64_t first, last;
 	int ret = 0;
 
-	if (f->length != n * sizeof(*own))
-		return errmsg_set(&r->err, -EPROTO, "the source's proof has %u bytes, %llu are due",
-				  f->length, (unsigned long long)(n * sizeof(*own)));
-	if (r->verify == MIGRATE_VERIFY_FULL) {
-		ret = hashes_compare_ram(&r->hashes, &r->vm->ram, &index, keep_alive_tick, r);
-		if (ret)
-			return errmsg_set(
-				&r->err, ret,
-				"page %llu of the destination's RAM is not what was stored",
-				(unsigned long long)index);
-	}
-	own = malloc(n * sizeof(*own));
 	if (!own)
 		return errmsg_set(&r->err, -ENOMEM, "no memory for the proof");
-	for (uint64_t i = 0; i < n; i++)
-		own[i] = hashes_chunk(&r->hashes, i);
-	r->root = hashes_root(&r->hashes, own, n);
-	for (uint64_t i = 0; i < n && ret == 0; i++) {
-		if (memcmp(&own[i], payload + i * sizeof(own[i]), sizeof(own[i])) != 0)
-			ret = errmsg_set(
-				&r->err, -EBADMSG,
-				"source and destination hold different memory in pages %llu to "
-				"%llu",
-				(unsigned long long)(i * HASHES_CHUNK),
-				(unsigned long long)(MIN((i + 1) * HASHES_CHUNK, r->hashes.npages) -
-						     1));
+	if (f->length != n * sizeof(*own)) {
+		ret = errmsg_set(&r->err, -EPROTO, "the source's proof has %u bytes, %zu are due",
+				 f->length, n * sizeof(*own));
+		goto out;
 	}
+	while (differs < n &&
+	       memcmp(&own[differs], payload + differs * sizeof(*own), sizeof(*own)) == 0)
+		differs++;
+	if (differs == n)
+		goto out;
+	first = (uint64_t)differs * HASHES_CHUNK;
+	last = MIN(first + HASHES_CHUNK, r->hashes.npages) - 1;
+	if (differs == n - 1)
+		ret = errmsg_set(&r->err, -EBADMSG, "the machine's state was damaged on its way");
+	else
+		ret = errmsg_set(
+			&r->err, -EBADMSG,
+			"source and destination hold different memory in pages %llu to %llu",
+			(unsigned long long)first, (unsigned long long)last);
+out:
 	free(own);
 	return ret;
 }
 
 static int on_proof(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
 {
-	int ret = compare_digests(r, f, payload);
+	int ret = r->verify == MIGRATE_VERIFY_FULL ? rehash_ram(r) : 0;
 
+	if (ret == 0)
+		ret = compare_digests(r, f, payload);
 	if (ret == 0)
 		ret = state_load(r->vm, r->state, r->state_len, &r->err);
 	if (ret)

@@ -6,6 +6,7 @@
 #include "hashes.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -71,9 +72,20 @@ struct page_hash hashes_chunk(const struct hashes *h, uint64_t chunk)
 	return from_xxh(XXH3_128bits_withSeed(h->table + first, n * sizeof(*h->table), h->seed));
 }
 
-struct page_hash hashes_root(const struct hashes *h, const struct page_hash *digests, uint64_t n)
+struct page_hash *hashes_proof(const struct hashes *h, const void *state, size_t state_len,
+			       size_t *n, struct page_hash *root)
 {
-	return from_xxh(XXH3_128bits_withSeed(digests, n * sizeof(*digests), h->seed));
+	size_t chunks = hashes_n_chunks(h);
+	struct page_hash *digest = malloc((chunks + 1) * sizeof(*digest));
+
+	if (!digest)
+		return NULL;
+	for (size_t i = 0; i < chunks; i++)
+		digest[i] = hashes_chunk(h, i);
+	digest[chunks] = from_xxh(XXH3_128bits_withSeed(state, state_len, h->seed));
+	*n = chunks + 1;
+	*root = from_xxh(XXH3_128bits_withSeed(digest, *n * sizeof(*digest), h->seed));
+	return digest;
 }
 
 /* Pages [first, end) must be hashed as zeros: nothing was ever stored there. */

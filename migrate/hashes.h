@@ -48,12 +48,16 @@ struct page_hash hash_page(const struct hashes *h, const void *page);
 /* Is the page all zeros? */
 bool page_is_zero(const void *page);
 
-/* Digests of the table: one for each chunk of HASHES_CHUNK pages. */
+/* Digest of one chunk of the table: HASHES_CHUNK pages, fewer in the last. */
 uint64_t hashes_n_chunks(const struct hashes *h);
 struct page_hash hashes_chunk(const struct hashes *h, uint64_t chunk);
 
-/* One digest over n digests. */
-struct page_hash hashes_root(const struct hashes *h, const struct page_hash *digests, uint64_t n);
+/*
+ * The proof of equality: the digests of all chunks and, last, that of the machine's state. *n is
+ * their number, *root one digest over all of them. NULL without memory; the caller frees.
+ */
+struct page_hash *hashes_proof(const struct hashes *h, const void *state, size_t state_len,
+			       size_t *n, struct page_hash *root);
 
 /*
  * Hashes all of RAM again and compares with the table: 0, or -EBADMSG with *index the first page

@@ -364,11 +364,13 @@ static void keep_alive_tick(void *arg)
 	conn_keep_alive(&m->conn, &later);
 }
 
-/* Digests of our table, and with --verify=full first the proof that the table tells our RAM. */
-static int send_proof(struct migration *m, struct page_hash *root)
+/* Digests of our table and state, and with --verify=full first the proof that the table tells our
+ * RAM. */
+static int send_proof(struct migration *m, const struct sbuf *state, struct page_hash *root)
 {
-	uint64_t n = hashes_n_chunks(&m->hashes), index;
 	struct page_hash *digests;
+	uint64_t index = 0;
+	size_t n;
 	int ret;
 
 	if (m->opt.verify == MIGRATE_VERIFY_FULL) {
@@ -379,23 +381,25 @@ static int send_proof(struct migration *m, struct page_hash *root)
 					  "change was not tracked",
 					  (unsigned long long)index);
 	}
-	digests = malloc(n * sizeof(*digests));
+	digests = hashes_proof(&m->hashes, state->data, state->len, &n, root);
 	if (!digests)
 		return errmsg_set(&m->err, -ENOMEM, "no memory for the proof");
-	for (uint64_t i = 0; i < n; i++)
-		digests[i] = hashes_chunk(&m->hashes, i);
-	*root = hashes_root(&m->hashes, digests, n);
-	ret = conn_send(&m->conn, WIRE_PROOF, digests, (uint32_t)(n * sizeof(*digests)), NULL,
-			&m->err);
+	if (n * sizeof(*digests) > wire_max_length(WIRE_PROOF))
+		ret = errmsg_set(&m->err, -EMSGSIZE,
+				 "the guest has more RAM than a proof can cover");
+	else
+		ret = conn_send(&m->conn, WIRE_PROOF, digests, (uint32_t)(n * sizeof(*digests)),
+				NULL, &m->err);
 	free(digests);
 	return ret;
 }
 
 /*
- * State and the last pages of a machine at rest. The state is saved first: what saving stores into
- * guest RAM (KVM's own records of a vCPU that is set aside, for one) is in the last harvest.
+ * State and the last pages of a machine at rest, and the proof. The state is saved first: what
+ * saving stores into guest RAM (KVM's own records of a vCPU that is set aside, for one) is in the
+ * last harvest.
  */
-static int send_rest(struct migration *m, uint64_t *at)
+static int send_rest(struct migration *m, struct page_hash *root, uint64_t *at)
 {
 	uint64_t pages;
 	uint32_t round;
@@ -414,7 +418,10 @@ static int send_rest(struct migration *m, uint64_t *at)
 		ret = send_pages(m, pages, &round);
 	if (ret == 0)
 		ret = conn_send(&m->conn, WIRE_STATE, s.data, (uint32_t)s.len, NULL, &m->err);
+	if (ret)
+		goto out;
 	set_part(m, &m->stats.last_pages_ns, at);
+	ret = send_proof(m, &s, root);
 out:
 	sb_free(&s);
 	return ret;
@@ -457,7 +464,7 @@ static int commit(struct migration *m, const struct page_hash *root)
 
 static int stop_and_copy(struct migration *m, bool *quiesced)
 {
-	struct page_hash root, ready;
+	struct page_hash root = {0}, ready = {0};
 	struct migrate_stats *st = &m->stats;
 	uint64_t at;
 	uint32_t len;
@@ -474,10 +481,7 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 	*quiesced = true;
 	set_part(m, &st->pause_ns, &at);
 
-	ret = send_rest(m, &at);
-	if (ret)
-		return ret;
-	ret = send_proof(m, &root);
+	ret = send_rest(m, &root, &at);
 	if (ret == 0)
 		ret = conn_expect(&m->conn, WIRE_READY, &ready, sizeof(ready), &len, &m->err);
 	if (ret)
@@ -594,6 +598,7 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 	m->done = done;
 	m->done_arg = arg;
 	m->done_task.run = run_done;
+	m->speed = 1;
 	m->start_ns = now_ns();
 	m->deadline_ns = m->start_ns + opt->timeout_ns;
 	m->stats.verify = opt->verify;

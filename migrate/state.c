@@ -235,8 +235,8 @@ void state_device_list(struct vm *vm, struct sbuf *s, struct errmsg *err)
 		uint32_t instance = 0;
 		uint16_t version = 0;
 
-		if (!s->loading) {
-			strcpy(tag, d->ops->tag);
+		if (!s->loading && d) {
+			memcpy(tag, d->ops->tag, strnlen(d->ops->tag, SB_TAG_LEN));
 			instance = d->instance;
 			version = d->ops->version;
 		}

@@ -61,7 +61,7 @@ static int parse(const char *uri, struct target *t, struct errmsg *err)
 					  uri, sizeof(t->un.sun_path) - 1);
 		t->is_unix = true;
 		t->un.sun_family = AF_UNIX;
-		strcpy(t->un.sun_path, path);
+		memcpy(t->un.sun_path, path, strlen(path) + 1);
 		return 0;
 	}
 	return errmsg_set(err, -EINVAL, "%s: want tcp:HOST:PORT or unix:PATH", uri);
@@ -253,7 +253,7 @@ static int listen_tcp(const struct target *t, const char *uri, struct errmsg *er
 
 int uri_listen(const char *uri, char *out, size_t len, struct errmsg *err)
 {
-	struct sockaddr_storage bound;
+	struct sockaddr_storage bound = {0};
 	socklen_t bound_len = sizeof(bound);
 	struct target t;
 	unsigned port;

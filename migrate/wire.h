@@ -28,7 +28,7 @@
  *	S PAGES      pages of a round
  *	S ROUND_END n                               D ROUND_ACK n: all of it is stored
  *	S STATE      sections: see state.h
- *	S PROOF      digests of the source's table
+ *	S PROOF      digests of the source's table and of its state
  *	D READY      digest of the destination's: holds all, applied all, equal
  *	S COMMIT     the point of no return
  *	D RUNNING

@@ -25,7 +25,8 @@
 #define IOAPIC_ADDR 0xfec00000U
 #define COM1_PORT 0x3f8U
 #define RTC_PORT 0x70U
-#define PIT_PIN 2U /* of the IOAPIC: where a PC has the timer, ISA interrupt 0 */
+#define PIT_PIN 2U /* of the IOAPIC: where a PC has ISA interrupt 0, and irqchip_init() wires it   \
+		    */
 
 struct gas {
 	uint8_t space;

@@ -268,8 +268,8 @@ static int acpi_pm_loaded(struct device *d)
 	int ret = 0;
 
 	pthread_mutex_lock(&p->lock);
-	if ((p->status & ~PM1_STS_BITS) || (p->enable & ~PM1_EN_BITS) ||
-	    (p->control & ~CNT_BITS) || !(p->control & CNT_SCI_EN)) {
+	if ((p->status & ~PM1_STS_BITS) || (p->enable & ~PM1_EN_BITS) || (p->control & ~CNT_BITS) ||
+	    !(p->control & CNT_SCI_EN)) {
 		ret = -EPROTO;
 	} else {
 		/* What the interrupt controller was loaded with is nobody's doing here. */

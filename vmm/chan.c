@@ -197,8 +197,7 @@ ssize_t chan_host_write(struct chan *c, ssize_t (*write)(void *arg, const void *
 	return n;
 }
 
-ssize_t chan_host_read(struct chan *c, ssize_t (*read)(void *arg, void *buf, size_t len),
-		       void *arg)
+ssize_t chan_host_read(struct chan *c, ssize_t (*read)(void *arg, void *buf, size_t len), void *arg)
 {
 	ssize_t n = 0;
 

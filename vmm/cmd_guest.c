@@ -11,7 +11,8 @@
 #include "report.h"
 #include "rundir.h"
 
-#define LIST_TIMEOUT (2 * NS_PER_SEC) /* for each guest: one that hangs must not hide the others */
+#define LIST_TIMEOUT (2 * NS_PER_SEC) /* for each guest: one that hangs must not hide the others   \
+				       */
 #define STOP_TIMEOUT (30 * NS_PER_SEC)
 #define END_TIMEOUT (30 * NS_PER_SEC) /* for a process to give back a large guest's memory */
 
@@ -68,7 +69,8 @@ static void print_status(const json_t *s)
 	printf("pid        %llu\n", (unsigned long long)report_u64(s, "pid"));
 	printf("state      %s\n", text(s, "state", "?"));
 	if (json_object_get(s, "ram_bytes")) {
-		printf("memory     %s\n", format_size(ram, sizeof(ram), report_u64(s, "ram_bytes")));
+		printf("memory     %s\n",
+		       format_size(ram, sizeof(ram), report_u64(s, "ram_bytes")));
 		printf("vcpus      %llu\n", (unsigned long long)report_u64(s, "vcpus"));
 		printf("kernel     %s\n", text(s, "kernel", "?"));
 		if (text(s, "initrd", NULL))

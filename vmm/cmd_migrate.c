@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -22,7 +23,7 @@
 #include "ctl_client.h"
 #include "report.h"
 
-#define SHOW_NS (200 * NS_PER_MS)
+#define SHOW_NS (150 * NS_PER_MS) /* every second line of the process's */
 /* The process sends progress ten times a second; this long without a line it hangs. */
 #define SILENCE_NS (30 * NS_PER_SEC)
 #define END_NS (30 * NS_PER_SEC) /* to give back a large guest's memory */
@@ -45,12 +46,20 @@ static void clear_line(struct view *v)
 	v->line_open = false;
 }
 
+/* A line that wraps could not be overwritten. */
+static int terminal_width(void)
+{
+	struct winsize ws;
+
+	return ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col ? ws.ws_col : 80;
+}
+
 static void show_progress(struct view *v, const json_t *p)
 {
 	const char *phase = json_string_value(json_object_get(p, "phase"));
 	uint64_t round = report_u64(p, "round");
 	uint64_t now = now_ns();
-	char line[256];
+	char line[256], full[sizeof(line) + VM_NAME_MAX];
 
 	if (phase)
 		snprintf(v->phase, sizeof(v->phase), "%s", phase);
@@ -61,49 +70,68 @@ static void show_progress(struct view *v, const json_t *p)
 	}
 	v->round = round;
 	snprintf(v->round_line, sizeof(v->round_line), "%s", line);
+	snprintf(full, sizeof(full), "%s: %s", v->name, line);
 	if (v->tty && now - v->shown_ns >= SHOW_NS) {
-		fprintf(stderr, "\r%s: %.90s\033[K", v->name, line);
+		fprintf(stderr, "\r%.*s\033[K", terminal_width() - 1, full);
 		v->line_open = true;
 		v->shown_ns = now;
 	}
+}
+
+static void print_json(json_t *report)
+{
+	json_dumpf(report, stdout, REPORT_JSON_FLAGS);
+	printf("\n");
+	json_decref(report);
 }
 
 static int finish(struct view *v, json_t *answer, bool json)
 {
 	const char *error = json_string_value(json_object_get(answer, "error"));
 	const char *status = json_string_value(json_object_get(answer, "status"));
-	bool completed = status && strcmp(status, "completed") == 0;
+	int result = EXIT_FAILED;
 
 	clear_line(v);
 	if (v->rounds && v->round)
 		log_info("%s", v->round_line);
-	if (!completed)
+	/* An answer without a report refuses what had not begun. */
+	if (!status)
+		status = v->phase[0] ? "uncertain" : "failed";
+	if (strcmp(status, "completed") == 0)
+		result = EXIT_DONE;
+	else if (strcmp(status, "uncertain") == 0)
+		result = EXIT_UNCERTAIN;
+
+	if (result != EXIT_DONE)
 		log_error("migrate: %s: %s", v->name, error ? error : "no reason given");
-	json_object_del(answer, "ok");
+	if (result == EXIT_UNCERTAIN)
+		log_error(
+			"migrate: look for it at the destination with 'godwit list'; a copy that "
+			"is "
+			"still here stays paused until 'godwit resume --force %s' or 'godwit stop "
+			"--force %s'",
+			v->name, v->name);
 	if (json) {
-		/* Refused before it began: a report all the same, for programs. */
-		if (!status)
-			json_object_set_new(answer, "status", json_string("failed"));
-		json_dumpf(answer, stdout, REPORT_JSON_FLAGS);
-		printf("\n");
-	} else if (completed) {
+		json_object_del(answer, "ok");
+		json_object_set_new(answer, "status", json_string(status));
+		print_json(json_incref(answer));
+	} else if (result == EXIT_DONE) {
 		report_summary(answer, stdout);
 	}
-	if (completed)
-		return EXIT_DONE;
-	return status && strcmp(status, "uncertain") == 0 ? EXIT_UNCERTAIN : EXIT_FAILED;
+	return result;
 }
 
 /* The report for programs when the guest's process gave none. */
 static int finish_unknown(struct view *v, const char *why, bool json)
 {
 	clear_line(v);
-	log_error("migrate: %s: %s (last heard: %s); whether the guest runs at the destination must "
-		  "be looked up there with 'godwit list'",
-		  v->name, why, v->phase[0] ? v->phase : "nothing");
+	log_error(
+		"migrate: %s: %s (last heard: %s); whether the guest runs at the destination must "
+		"be looked up there with 'godwit list'",
+		v->name, why, v->phase[0] ? v->phase : "nothing");
 	if (json)
-		printf("{\"status\":\"uncertain\",\"error\":\"%s\",\"phase\":\"%s\"}\n", why,
-		       v->phase);
+		print_json(json_pack("{s:s,s:s,s:o,s:s}", "status", "uncertain", "error", why,
+				     "phase", report_text(v->phase), "name", v->name));
 	return EXIT_UNCERTAIN;
 }
 
@@ -112,7 +140,7 @@ static void send_cancel(struct view *v, struct ctl_conn *cancel)
 	struct errmsg err = {""};
 
 	clear_line(v);
-	log_info("cancelling (again: leave it alone)");
+	log_info("cancelling; Ctrl-C again leaves without waiting for the outcome");
 	if (ctl_connect(cancel, v->name, &err) == 0)
 		ctl_send(cancel, json_pack("{s:s}", "cmd", "cancel"), &err);
 	if (err.text[0])
@@ -134,11 +162,43 @@ static void hear_cancel(struct view *v, struct ctl_conn *cancel)
 	ctl_close(cancel);
 }
 
+static bool interrupted(int signal_fd)
+{
+	struct signalfd_siginfo si;
+
+	return read(signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si);
+}
+
+/* Takes in what the process has sent by now. The exit status if that was the end, else -1. */
+static int hear(struct view *v, struct ctl_conn *conn, uint64_t *heard_ns, bool json)
+{
+	int status = -1, ret = 0;
+	json_t *line;
+
+	while (status < 0 && (ret = ctl_recv(conn, &line, 0, NULL)) == 0) {
+		*heard_ns = now_ns();
+		if (json_object_get(line, "event"))
+			show_progress(v, line);
+		else
+			status = finish(v, line, json);
+		json_decref(line);
+	}
+	if (status >= 0)
+		return status;
+	if (ret == -ECONNRESET)
+		return finish_unknown(v, "its process has ended or closed the connection", json);
+	if (ret != -ETIMEDOUT)
+		return finish_unknown(v, "its process cannot be understood", json);
+	if (now_ns() - *heard_ns > SILENCE_NS)
+		return finish_unknown(v, "its process does not answer", json);
+	return -1;
+}
+
 /* Follows the migration on conn to its end. */
 static int follow(struct view *v, struct ctl_conn *conn, int signal_fd, bool json)
 {
 	struct ctl_conn cancel = {.fd = -1};
-	uint64_t heard = now_ns();
+	uint64_t heard_ns = now_ns();
 	bool cancelled = false;
 	int status = -1;
 
@@ -148,41 +208,20 @@ static int follow(struct view *v, struct ctl_conn *conn, int signal_fd, bool jso
 			{.fd = signal_fd, .events = POLLIN},
 			{.fd = cancel.fd, .events = POLLIN},
 		};
-		struct signalfd_siginfo si;
-		struct errmsg err = {""};
-		json_t *line;
-		int ret;
 
-		if (poll(p, ARRAY_SIZE(p), 1000) < 0 && errno != EINTR) {
-			status = finish_unknown(v, "poll failed", json);
-			break;
-		}
-		while (status < 0 && (ret = ctl_recv(conn, &line, 0, &err)) == 0) {
-			heard = now_ns();
-			if (json_object_get(line, "event"))
-				show_progress(v, line);
-			else
-				status = finish(v, line, json);
-			json_decref(line);
-		}
+		poll(p, ARRAY_SIZE(p), 1000);
+		status = hear(v, conn, &heard_ns, json);
 		if (status >= 0)
 			break;
-		if (ret == -ECONNRESET)
-			status = finish_unknown(v, "the guest's process has ended or closed the "
-						   "connection",
-						json);
-		else if (ret != -ETIMEDOUT)
-			status = finish_unknown(v, "its process cannot be understood", json);
-		else if (now_ns() - heard > SILENCE_NS)
-			status = finish_unknown(v, "the guest's process does not answer", json);
-		else if (cancel.fd >= 0 && (p[2].revents & (POLLIN | POLLHUP)))
+		if (p[2].revents)
 			hear_cancel(v, &cancel);
-		else if (read(signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si) && cancelled)
-			status = finish_unknown(v, "left, the migration goes on without us", json);
-		else if (!cancelled && si.ssi_signo) {
+		if (!interrupted(signal_fd))
+			continue;
+		if (cancelled)
+			status = finish_unknown(v, "left, the migration goes on by itself", json);
+		else
 			send_cancel(v, &cancel);
-			cancelled = true;
-		}
+		cancelled = true;
 	}
 	ctl_close(&cancel);
 	return status;
@@ -222,16 +261,10 @@ static json_t *make_request(const struct config *cfg, const char *uri)
 /* Before the request is out a failure is plain: nothing has been started. */
 static int not_started(const char *name, const struct errmsg *err, bool json)
 {
-	json_t *report;
-
 	log_error("migrate: %s", err->text);
-	if (!json)
-		return EXIT_FAILED;
-	report = json_pack("{s:s,s:o,s:s}", "status", "failed", "error", report_text(err->text),
-			   "name", name);
-	json_dumpf(report, stdout, REPORT_JSON_FLAGS);
-	printf("\n");
-	json_decref(report);
+	if (json)
+		print_json(json_pack("{s:s,s:o,s:s}", "status", "failed", "error",
+				     report_text(err->text), "name", name));
 	return EXIT_FAILED;
 }
 
@@ -279,7 +312,8 @@ int cmd_migrate(int argc, char **argv)
 		return not_started(v.name, &err, cfg.json);
 	}
 	status = follow(&v, &conn, signal_fd, cfg.json);
-	/* So that the guest's name is free here when we are back: the next guest may come for it. */
+	/* So that the guest's name is free here when we are back: the next guest may come for it.
+	 */
 	if (status == EXIT_DONE && ctl_wait_end(&conn, END_NS))
 		log_warn("'%s' has moved, but its process here has not ended yet", v.name);
 	ctl_close(&conn);

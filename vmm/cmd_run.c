@@ -55,8 +55,8 @@ static int build_cmdline(const struct config *cfg, bool linux_guest, char out[VM
 	return 0;
 }
 
-static int build_cpu(const struct config *cfg, uint32_t vcpus, struct cpuid *cpuid,
-		     int *status, struct errmsg *err)
+static int build_cpu(const struct config *cfg, uint32_t vcpus, struct cpuid *cpuid, int *status,
+		     struct errmsg *err)
 {
 	struct kvm_caps caps;
 	struct cpuid host;

@@ -201,8 +201,8 @@ static int set_memory(const char *value, uint64_t *dst, struct errmsg *err)
 		return errmsg_set(err, -EINVAL, "'--memory': '%s' is more than 64 bits hold",
 				  value);
 	if (ret)
-		return errmsg_set(err, -EINVAL,
-				  "'--memory': '%s' is not a size such as 512M or 4G", value);
+		return errmsg_set(err, -EINVAL, "'--memory': '%s' is not a size such as 512M or 4G",
+				  value);
 	if (*dst < RAM_MIN)
 		return errmsg_set(err, -EINVAL, "'--memory': '%s' is less than 16M", value);
 	if (*dst % PAGE_SIZE)
@@ -237,8 +237,8 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 		return set_memory(value, dst, err);
 	case OPTION_COUNT:
 		if (parse_u64(value, 1, UINT32_MAX, &v))
-			return errmsg_set(err, -EINVAL,
-					  "'--%s': '%s' is not a number from 1 on", o->name, value);
+			return errmsg_set(err, -EINVAL, "'--%s': '%s' is not a number from 1 on",
+					  o->name, value);
 		*(uint32_t *)dst = (uint32_t)v;
 		return 0;
 	case OPTION_DURATION:
@@ -367,8 +367,8 @@ int config_parse(const struct command *cmd, int argc, char **argv, struct config
 	}
 	if (ret == 0 && !cfg->help && cfg->n_args < cmd->min_args)
 		ret = errmsg_set(err, -EINVAL, "%s is missing",
-				 cmd->min_args == 2
-					 ? (cfg->n_args ? "the destination's URI" : "a guest's NAME")
+				 cmd->min_args == 2 ? (cfg->n_args ? "the destination's URI"
+								   : "a guest's NAME")
 				 : strstr(cmd->synopsis, "URI") ? "the URI to listen at"
 								: "a guest's NAME");
 	/* It quotes words that may hold anything; it stays one line and harmless to a terminal. */

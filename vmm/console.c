@@ -353,6 +353,8 @@ static void run_kick(struct loop_task *task)
 {
 	struct console *c = container_of(task, struct console, kick);
 
+	if (c->dying)
+		return;
 	out_start(c);
 	in_start(c);
 }

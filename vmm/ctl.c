@@ -204,7 +204,8 @@ void ctl_error(struct ctl_client *c, json_t *obj, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(e.text, sizeof(e.text), fmt, ap);
 	va_end(ap);
-	/* Parts of it may be a client's or a peer's bytes cut short in the middle of a character. */
+	/* Parts of it may be a client's or a peer's bytes cut short in the middle of a character.
+	 */
 	if (json_object_set_new(line, "error", json_string(e.text)))
 		json_object_set_new(line, "error", json_string("error text is not UTF-8"));
 	put_line(c, line);
@@ -480,7 +481,8 @@ void ctl_stop(struct ctl *ctl, uint64_t timeout_ns)
 	deadline = now_ns() + NS_PER_SEC;
 	while (any_pending(ctl) && (now = now_ns()) < deadline)
 		loop_step(ctl->loop, deadline - now);
-	/* What the kernel would not end in a second it may still write to: better left than freed. */
+	/* What the kernel would not end in a second it may still write to: better left than freed.
+	 */
 	if (!any_pending(ctl))
 		free(ctl);
 }

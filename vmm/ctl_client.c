@@ -13,7 +13,8 @@
 
 #include "rundir.h"
 
-#define LINE_MAX_BYTES (16 * MIB) /* of an answer: its length is the server's, not ours to trust */
+#define LINE_MAX_BYTES (16 * MIB) /* of an answer: its length is the server's, not ours to trust   \
+				   */
 
 int ctl_connect(struct ctl_conn *c, const char *name, struct errmsg *err)
 {
@@ -54,8 +55,8 @@ int ctl_connect(struct ctl_conn *c, const char *name, struct errmsg *err)
 		goto fail;
 	}
 	/* Who answers must be who may own the guest. */
-	if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 &&
-	    cred.uid != geteuid() && cred.uid != 0 && geteuid() != 0) {
+	if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 && cred.uid != geteuid() &&
+	    cred.uid != 0 && geteuid() != 0) {
 		ret = errmsg_set(err, -EPERM, "%s is served by another user", addr.sun_path);
 		goto fail;
 	}

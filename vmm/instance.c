@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
@@ -14,7 +15,9 @@
 #include "machine.h"
 #include "report.h"
 
-#define FLUSH_NS (2 * NS_PER_SEC) /* a reader of stdout that takes nothing is not waited for longer */
+#define RECEIVER_NS (30 * NS_PER_SEC) /* for a receiver to end that has been told to */
+#define FLUSH_NS                                                                                   \
+	(2 * NS_PER_SEC) /* a reader of stdout that takes nothing is not waited for longer */
 
 static void quit(struct instance *in, int status)
 {
@@ -90,9 +93,11 @@ static void on_signal(struct loop_op *op, int32_t res)
 		return;
 	while (read(in->signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
 		int signo = (int)si.ssi_signo;
+		char who[16];
 
-		log_debug("got signal %d (%s)", signo, strsignal(signo));
-		end_by_force(in, EXIT_SIGNAL + signo, strsignal(signo));
+		snprintf(who, sizeof(who), "SIG%s", sigabbrev_np(signo));
+		log_debug("got %s", who);
+		end_by_force(in, EXIT_SIGNAL + signo, who);
 	}
 	if (!in->quitting)
 		loop_poll(&in->loop, &in->signal_op, in->signal_fd, POLLIN);
@@ -318,20 +323,40 @@ static void on_serve_task(struct loop_task *task)
 		log_error("%s", err.text);
 }
 
-/* An arriving guest without a name of its own here keeps its name if that is free. */
+/*
+ * "a" gives "a-" and 2; "a-2", a name that was made here, "a-" and 3: so names do not grow when a
+ * guest moves to and fro on one host.
+ */
+static unsigned split_name(const char *name, char prefix[VM_NAME_MAX])
+{
+	const char *dash = strrchr(name, '-');
+	uint64_t n;
+
+	if (dash && dash[1] != '0' && parse_u64(dash + 1, 2, 999, &n) == 0) {
+		snprintf(prefix, VM_NAME_MAX, "%.*s", (int)(dash + 1 - name), name);
+		return (unsigned)n + 1;
+	}
+	/* Room for the dash and three digits, lest two long names become one. */
+	snprintf(prefix, VM_NAME_MAX, "%.*s-", VM_NAME_MAX - 5, name);
+	return 2;
+}
+
+/* A guest that arrives where no name has been chosen for it keeps its own if that is free. */
 static int claim_arriving(struct instance *in, const char *name, struct errmsg *err)
 {
 	char prefix[VM_NAME_MAX];
+	struct errmsg why = {""};
+	unsigned first;
 	int ret;
 
 	if (!config_name_ok(name))
 		return errmsg_set(err, -EPROTO, "the source gave its guest a malformed name");
-	ret = rundir_claim(&in->claim, name, NULL);
+	ret = rundir_claim(&in->claim, name, &why);
 	if (ret == -EADDRINUSE) {
-		snprintf(prefix, sizeof(prefix), "%.*s-", VM_NAME_MAX - 2, name);
-		ret = rundir_claim_free(&in->claim, prefix, 2, err);
+		first = split_name(name, prefix);
+		ret = rundir_claim_free(&in->claim, prefix, first, err);
 	} else if (ret) {
-		ret = rundir_claim(&in->claim, name, err);
+		errmsg_set(err, ret, "%s", why.text);
 	}
 	if (ret)
 		return ret;
@@ -398,7 +423,7 @@ static void on_received_task(struct loop_task *task)
 	vm = receive_vm(in->receiver);
 	receive_free(in->receiver);
 	in->receiver = NULL;
-	if (in->json)
+	if (in->json && !in->quitting)
 		print_report(&stats);
 	if (stats.status != MIGRATE_COMPLETED) {
 		vm_destroy(vm);
@@ -411,10 +436,12 @@ static void on_received_task(struct loop_task *task)
 	}
 
 	in->vm = vm;
+	if (in->quitting)
+		return;
 	in->cfg = vm->cfg;
 	in->cpuid = vm->cpuid;
 	in->started_ns = now_ns();
-	log_info("%s runs here now", in->cfg.name);
+	log_info("%s %s", in->cfg.name, in->start_paused ? "is here, paused" : "runs here now");
 	if (!in->no_reboot && access(in->cfg.kernel, R_OK))
 		log_debug("kernel %s is not on this host: the guest's next reset will end it",
 			  in->cfg.kernel);
@@ -512,6 +539,16 @@ int instance_run(struct instance *in)
 	return in->exit_status;
 }
 
+/* Its machine may be in the making: it goes the way it always goes, by on_received_task(). */
+static void end_receiver(struct instance *in)
+{
+	uint64_t deadline = now_ns() + RECEIVER_NS;
+
+	receive_cancel(in->receiver);
+	while (in->receiver && now_ns() < deadline)
+		loop_step(&in->loop, NS_PER_SEC);
+}
+
 void instance_destroy(struct instance *in)
 {
 	in->quitting = true;
@@ -525,13 +562,12 @@ void instance_destroy(struct instance *in)
 			console_flush(&in->console, FLUSH_NS);
 		console_destroy(&in->console);
 	}
-	migrate_free(in->migration);
-	if (in->receiver) {
-		struct vm *vm = receive_vm(in->receiver);
-
-		receive_free(in->receiver);
-		vm_destroy(vm);
+	if (in->migration) {
+		migrate_cancel(in->migration);
+		migrate_free(in->migration);
 	}
+	if (in->receiver)
+		end_receiver(in);
 	vm_destroy(in->vm);
 	in->vm = NULL;
 	/* The name is free before anybody who waits for our end is told of it. */

@@ -159,10 +159,12 @@ void instance_answer_all(struct instance *in)
 
 	while ((w = in->waiters)) {
 		in->waiters = w->next;
+		/* A migration that is still there is one that could not be given up. */
 		if (w->kind == WAIT_STOP)
 			ctl_reply(w->client, NULL);
 		else
-			ctl_error(w->client, NULL, "the guest's process ends");
+			ctl_error(w->client, json_pack("{s:s}", "status", "uncertain"),
+				  "its process ends while its handover is being committed");
 		free(w);
 	}
 }
@@ -170,8 +172,7 @@ void instance_answer_all(struct instance *in)
 /* ---- handlers ---- */
 
 /* Members of a request by a jansson format ending in "!": an unknown one is an error. */
-#define UNPACK(client, request, ...)                                                               \
-	unpack_ok(client, &(json_error_t){0}, request, 0, __VA_ARGS__)
+#define UNPACK(client, request, ...) unpack_ok(client, &(json_error_t){0}, request, 0, __VA_ARGS__)
 
 static bool unpack_ok(struct ctl_client *client, json_error_t *jerr, json_t *request, size_t flags,
 		      const char *fmt, ...)
@@ -214,10 +215,11 @@ static bool refuse_uncertain(struct instance *in, struct ctl_client *client)
 
 	if (!instance_uncertain(in))
 		return false;
-	ctl_error(client, NULL,
-		  "it may run at %s since its migration ended uncertain. 'godwit resume --force %s' "
-		  "if it surely does not run there, 'godwit stop --force %s' to discard it here",
-		  in->migration_uri, name, name);
+	ctl_error(
+		client, NULL,
+		"it may run at %s since its migration ended uncertain. 'godwit resume --force %s' "
+		"if it surely does not run there, 'godwit stop --force %s' to discard it here",
+		in->migration_uri, name, name);
 	return true;
 }
 
@@ -280,6 +282,8 @@ static void do_status(void *arg, struct ctl_client *client, json_t *request)
 		json_object_set_new(
 			a, "uptime_s",
 			json_integer((json_int_t)((now_ns() - in->started_ns) / NS_PER_SEC)));
+		json_object_set_new(a, "started_monotonic_ns",
+				    json_integer((json_int_t)in->started_ns));
 	}
 	status_migration(in, a);
 	ctl_reply(client, a);
@@ -389,11 +393,6 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 
 	if (!have_guest(in, client) || refuse_migrating(in, client) || refuse_uncertain(in, client))
 		return;
-	/* The destination lets what arrives run: a pause would silently end there. */
-	if (vm_paused(in->vm) & VM_PAUSE_USER) {
-		ctl_error(client, NULL, "it is paused: 'godwit resume %s' first", in->cfg.name);
-		return;
-	}
 	if (instance_migrate(in, &opt, &err))
 		ctl_error(client, NULL, "%s", err.text);
 	else

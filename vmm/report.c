@@ -54,12 +54,12 @@ json_t *report_progress(const struct migrate_stats *s)
 
 json_t *report_final(const struct migrate_stats *s)
 {
-	json_t *j = json_pack("{s:s,s:o,s:o,s:I,s:I,s:o,s:s,s:I}", "status",
-			      migrate_status_name(s->status), "total_ms", report_ms(s->total_ns),
-			      "downtime_ms", report_ms(s->downtime_ns), "rounds",
-			      (json_int_t)s->round, "wire_bytes", jint(s->wire_bytes), "pages",
-			      report_pages(s), "verify", verify_name(s->verify), "verified_pages",
-			      jint(s->verified_pages));
+	json_t *j =
+		json_pack("{s:s,s:o,s:o,s:I,s:I,s:o,s:s,s:I}", "status",
+			  migrate_status_name(s->status), "total_ms", report_ms(s->total_ns),
+			  "downtime_ms", report_ms(s->downtime_ns), "rounds", (json_int_t)s->round,
+			  "wire_bytes", jint(s->wire_bytes), "pages", report_pages(s), "verify",
+			  verify_name(s->verify), "verified_pages", jint(s->verified_pages));
 
 	if (!j)
 		return NULL;
@@ -114,6 +114,10 @@ void report_progress_line(const json_t *p, char *buf, size_t len)
 {
 	char left[32], rate[32], dirty[32];
 
+	if (report_u64(p, "round") == 0) {
+		snprintf(buf, len, "%s, %.1f s", text(p, "phase"), number(p, "elapsed_ms") / 1000);
+		return;
+	}
 	format_size(left, sizeof(left), report_u64(p, "remaining_pages") * PAGE_SIZE);
 	format_size(rate, sizeof(rate), report_u64(p, "bytes_per_s"));
 	format_size(dirty, sizeof(dirty), report_u64(p, "dirty_pages_per_s") * PAGE_SIZE);
@@ -136,8 +140,8 @@ void report_summary(const json_t *f, FILE *out)
 	fprintf(out,
 		"  %s on the wire for %s of RAM: %.0f pages sent, %.0f zero, %.0f unchanged; "
 		"%.0f verified (%s)\n",
-		wire, ram, number(pages, "sent"), number(pages, "zero"),
-		number(pages, "unchanged"), number(f, "verified_pages"), text(f, "verify"));
+		wire, ram, number(pages, "sent"), number(pages, "zero"), number(pages, "unchanged"),
+		number(f, "verified_pages"), text(f, "verify"));
 	fprintf(out,
 		"  downtime: pause %.1f ms, last pages %.1f, state %.1f, proof %.1f, "
 		"commit %.1f; round trip %.2f ms\n",

@@ -227,8 +227,8 @@ static void set_time(struct rtc *r, uint32_t ns)
 		.tm_hour = decode_hours(r, r->cmos[REG_HOURS]),
 		.tm_mday = decode(r, r->cmos[REG_DAY]),
 		.tm_mon = decode(r, r->cmos[REG_MONTH]) - 1,
-		.tm_year = decode(r, r->cmos[REG_CENTURY]) * 100 + decode(r, r->cmos[REG_YEAR]) -
-			   1900,
+		.tm_year =
+			decode(r, r->cmos[REG_CENTURY]) * 100 + decode(r, r->cmos[REG_YEAR]) - 1900,
 	};
 	uint64_t now = realtime_ns();
 	int64_t diff_ns = (int64_t)ns - (int64_t)(now % NS_PER_SEC);

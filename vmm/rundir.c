@@ -197,8 +197,8 @@ int rundir_claim_free(struct rundir_claim *c, const char *prefix, unsigned first
 
 		snprintf(number, sizeof(number), "%u", i);
 		/* The number must survive where the prefix is as long as a name can be. */
-		snprintf(name, sizeof(name), "%.*s%s",
-			 (int)(sizeof(name) - 1 - strlen(number)), prefix, number);
+		snprintf(name, sizeof(name), "%.*s%s", (int)(sizeof(name) - 1 - strlen(number)),
+			 prefix, number);
 		ret = claim_in(dir, c, name, &why);
 		if (ret != -EADDRINUSE)
 			return ret ? errmsg_set(err, ret, "%s", why.text) : 0;

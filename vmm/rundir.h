@@ -28,8 +28,7 @@
 int rundir_path(char dir[RUNDIR_PATH_MAX], bool create, struct errmsg *err);
 
 /* The address of a guest's control socket in dir. -ENAMETOOLONG with the remedy in err. */
-int rundir_address(const char *dir, const char *name, struct sockaddr_un *addr,
-		   struct errmsg *err);
+int rundir_address(const char *dir, const char *name, struct sockaddr_un *addr, struct errmsg *err);
 
 struct rundir_claim {
 	char name[VM_NAME_MAX];

@@ -367,7 +367,7 @@ static void msrs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 		goto out;
 	}
 	if (!s->loading) {
-		for (uint32_t i = 0; i < n; i++)
+		for (uint32_t i = 0; index && i < n; i++)
 			e[i].index = index[i];
 		ret = all_msrs(v, KVM_GET_MSRS, chunk, e, n, ok);
 		if (ret)

@@ -39,7 +39,8 @@ static int add_memslots(struct vm *vm, struct errmsg *err)
 
 		if (ret)
 			return errmsg_set(err, ret,
-					  "KVM refuses %llu MiB of guest RAM at %#llx: %s",
+					  "KVM refuses %llu MiB of guest RAM at %#llx (%s): "
+					  "use a smaller -m",
 					  (unsigned long long)(r->size / MIB),
 					  (unsigned long long)r->gpa, strerror(-ret));
 	}

@@ -6,15 +6,15 @@
  *
  *	gt seq=N [WORD] [key=value ...] [text=TEXT] sum=XXXXXXXX
  *
- * ended by LF, or CR LF. N counts from 0 without a hole, so a lost, doubled or reordered line shows;
- * sum is the FNV-1a hash of all that precedes " sum=", so a damaged line shows. A reader ignores every
- * line that does not begin with GT_PREFIX (boot loader, kernel panic); the guest begins with an empty line. text= is always the last
- * field before sum, and may hold spaces.
+ * ended by LF, or CR LF. N counts from 0 without a hole, so a lost, doubled or reordered line
+ * shows; sum is the FNV-1a hash of all that precedes " sum=", so a damaged line shows. A reader
+ * ignores every line that does not begin with GT_PREFIX (boot loader, kernel panic); the guest
+ * begins with an empty line. text= is always the last field before sum, and may hold spaces.
  *
  *	ready    first line, once the workers are started: version= kernel= cpus= mem_kib= mode=
  *	         procs= workers= rate= simd=sse|avx|avx512 seed= init_ms= t_ms=
- *	(none)   a report: t_ms= pages= errors= back= gap_us= gap_at_ms= late_us= drift_us= alive= full=
- *	         blocks= execs= regs= dmesg= in=
+ *	(none)   a report: t_ms= pages= errors= back= gap_us= gap_at_ms= late_us= drift_us=
+ *	         alive= full= blocks= execs= regs= dmesg= in=
  *	verify   answer to `v`: pages= new= errors= ms=
  *	flood    one of N flood lines: i= n= data=; after the last, "flooded n="
  *	echo     answer to `echo TEXT`: the word is followed by TEXT itself
@@ -33,16 +33,21 @@
  * boot). Counters (pages, errors, back, blocks, execs, regs, dmesg, in) only grow; gap_us, late_us
  * and drift_us are maxima since the start or the last `z`.
  *
- *	pages    pages whose whole content was verified          blocks  blocks passed between processes
- *	execs    fork and exec children that answered rightly    regs    register rounds that held
- *	errors   failed checks, deaths, and kernel problems      back    backward steps of a clock (errors too)
- *	gap_us   longest time between two looks at CLOCK_MONOTONIC by one CPU. Includes the poller's own
- *	         sleep (gt.clock_us), so it never understates how long the guest was away
- *	late_us  latest wake-up from a sleep                     in      input lines seen
+ *	pages    pages whose whole content was verified
+ *	blocks   blocks passed between processes
+ *	execs    fork and exec children that answered rightly
+ *	regs     register rounds that held
+ *	errors   failed checks, deaths, and kernel problems
+ *	back     backward steps of a clock; each is an error too
+ *	gap_us   longest time between two looks at CLOCK_MONOTONIC by one CPU. Includes the
+ *	         poller's own sleep (gt.clock_us), so it never understates how long the guest
+ *	         was away by its own clock
+ *	late_us  latest wake-up from a sleep
  *	drift_us how far CLOCK_REALTIME or CLOCK_BOOTTIME moved against CLOCK_MONOTONIC
  *	alive    workers living and moving; equals workers= of the ready line when all is well
  *	full     1 once every memory worker has filled its region
  *	dmesg    kernel complaints that are not errors: the clock source watchdog, mostly
+ *	in       input lines seen
  *	init_ms  from the start of init to the ready line
  */
 #ifndef GODWIT_GUEST_LINUX_CONTRACT_H
@@ -56,15 +61,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GT_VERSION	1
-#define GT_PREFIX	"gt seq="
-#define GT_SUM		" sum="
-#define GT_LINE_MAX	640	/* longest line, with its end and a final NUL */
-#define GT_INPUT_MAX	256	/* longest input line; what exceeds it is cut */
+#define GT_VERSION 1
+#define GT_PREFIX "gt seq="
+#define GT_SUM " sum="
+#define GT_LINE_MAX 640	 /* longest line, with its end and a final NUL */
+#define GT_INPUT_MAX 256 /* longest input line; what exceeds it is cut */
 
 /*
- * Options, on the kernel command line. Sizes take K, M, G. An unknown gt.* option is fatal, so that a
- * misspelt test does not test something else. gt.mode:
+ * Options, on the kernel command line. Sizes take K, M, G. An unknown gt.* option is fatal, so
+ * that a misspelt test does not test something else. gt.mode:
  *
  *	stress    all workers
  *	idle      memory is filled once and then only held; clock workers run
@@ -72,44 +77,47 @@
  *	info      say what the machine is, then power off
  *	shell     run /bin/sh on the serial line if the initramfs has one, then power off
  */
-#define GT_OPT_PREFIX	"gt."
-#define GT_OPT_MODE	"gt.mode"	/* default stress */
-#define GT_OPT_PROCS	"gt.procs"	/* memory workers, default 2 */
-#define GT_OPT_MEM	"gt.mem"	/* memory of all memory workers together, default 16M */
-#define GT_OPT_RATE	"gt.rate"	/* pages a second per memory worker, default 500; 0: no limit */
-#define GT_OPT_SECS	"gt.secs"	/* do as if `q` came after so long; default 0: never */
-#define GT_OPT_REPORT	"gt.report"	/* ms between reports, default 1000; 0: on request only */
-#define GT_OPT_CLOCK	"gt.clock"	/* 0: no clock workers, 1 (default): one on each CPU */
-#define GT_OPT_CLOCK_US	"gt.clock_us"	/* sleep between polls of the clocks, default 2000 */
-#define GT_OPT_BURST	"gt.burst"	/* readings per poll, default 8 */
-#define GT_OPT_STUCK	"gt.stuck_ms"	/* a sleep so late is an error, default 5000. Tests that stop the guest
-					 * for longer while its clock goes on must raise it */
-#define GT_OPT_PAIR	"gt.pair_us"	/* pause between blocks of the pair, default 20000; 0: no pair */
-#define GT_OPT_CHURN	"gt.churn_ms"	/* pause between fork and exec rounds, default 100; 0: no such worker */
-#define GT_OPT_REGS	"gt.regs_us"	/* pause between register rounds, default 10000; 0: no such worker */
-#define GT_OPT_VERIFY	"gt.verify_ms"	/* how long a full verification may take, default 120000 */
-#define GT_OPT_SEED	"gt.seed"	/* content seed; default is taken from the clock */
-#define GT_OPT_CORRUPT	"gt.corrupt"	/* 1: permit `corrupt` */
-#define GT_OPT_TTY	"gt.tty"	/* default ttyS0 */
+#define GT_OPT_PREFIX "gt."
+#define GT_OPT_MODE "gt.mode"	      /* default stress */
+#define GT_OPT_PROCS "gt.procs"	      /* memory workers, default 2 */
+#define GT_OPT_MEM "gt.mem"	      /* memory of all memory workers together, default 16M */
+#define GT_OPT_RATE "gt.rate"	      /* pages/s per memory worker, default 500; 0: no limit */
+#define GT_OPT_SECS "gt.secs"	      /* do as if `q` came after so long; default 0: never */
+#define GT_OPT_REPORT "gt.report"     /* ms between reports, default 1000; 0: on request only */
+#define GT_OPT_CLOCK "gt.clock"	      /* 0: no clock workers; default 1: one on each CPU */
+#define GT_OPT_CLOCK_US "gt.clock_us" /* sleep between polls of the clocks, default 2000 */
+#define GT_OPT_BURST "gt.burst"	      /* readings per poll, default 8 */
+#define GT_OPT_PAIR "gt.pair_us"      /* pause of the pair per block, default 20000; 0: none */
+#define GT_OPT_CHURN "gt.churn_ms"    /* pause per fork and exec, default 100; 0: no worker */
+#define GT_OPT_REGS "gt.regs_us"      /* pause per register round, default 10000; 0: no worker */
+#define GT_OPT_VERIFY "gt.verify_ms"  /* limit of a full verification, default 120000 */
+#define GT_OPT_SEED "gt.seed"	      /* content seed; default is taken from the clock */
+#define GT_OPT_CORRUPT "gt.corrupt"   /* 1: permit `corrupt` */
+#define GT_OPT_TTY "gt.tty"	      /* default ttyS0 */
+/*
+ * Default 5000: a sleep that ends so late, or a worker that stands still for so long, is an error.
+ * Tests that stop the guest for longer while its clock goes on must raise it.
+ */
+#define GT_OPT_STUCK "gt.stuck_ms"
 
 /* Commands, one per line, ended by LF or CR. */
-#define GT_CMD_REPORT	"r"		/* report now */
-#define GT_CMD_ZERO	"z"		/* reset gap_us, late_us, drift_us */
-#define GT_CMD_VERIFY	"v"		/* stop the workers, verify all they hold, answer, go on */
-#define GT_CMD_QUIT	"q"		/* verify all, say done, power off */
-#define GT_CMD_REBOOT	"reboot"	/* reboot at once, without verifying */
-#define GT_CMD_INFO	"info"		/* the info lines */
-#define GT_CMD_ECHO	"echo "		/* + TEXT */
-#define GT_CMD_FLOOD	"flood="	/* + N: N flood lines as fast as the port takes them */
-#define GT_CMD_RATE	"rate="		/* + N: as gt.rate, from now on */
+#define GT_CMD_REPORT "r"      /* report now */
+#define GT_CMD_ZERO "z"	       /* reset gap_us, late_us, drift_us */
+#define GT_CMD_VERIFY "v"      /* stop the workers, verify all they hold, answer, go on */
+#define GT_CMD_QUIT "q"	       /* verify all, say done, power off */
+#define GT_CMD_REBOOT "reboot" /* reboot at once, without verifying */
+#define GT_CMD_INFO "info"     /* the info lines */
+#define GT_CMD_ECHO "echo "    /* + TEXT */
+#define GT_CMD_FLOOD "flood="  /* + N: N flood lines as fast as the port takes them */
+#define GT_CMD_RATE "rate="    /* + N: as gt.rate, from now on */
 /*
- * + WHAT: do damage that must be found, to prove that it would be; only with gt.corrupt=1. The answer
- * is "corrupt what=WHAT"; what follows, perhaps only after a `v`, is an error, death or dmesg line, or
- * back > 0. WHAT: byte, stale, zero (in a page of a memory worker), book (page and its bookkeeping
- * taken back together), block (a shared block), cow (a page under fork), regs, clock, late, kmsg, die,
- * seq (a serial line is lost), line (a serial line is damaged).
+ * + WHAT: do damage that must be found, to prove that it would be; only with gt.corrupt=1. The
+ * answer is "corrupt what=WHAT"; what follows, perhaps only after a `v`, is an error, death or
+ * dmesg line, or back > 0. WHAT: byte, stale, zero (in a page of a memory worker), book (page and
+ * its bookkeeping taken back together), block (a shared block), cow (a page under fork), regs,
+ * clock, late, kmsg, die, seq (a serial line is lost), line (a serial line is damaged).
  */
-#define GT_CMD_CORRUPT	"corrupt "
+#define GT_CMD_CORRUPT "corrupt "
 
 static inline uint32_t gt_sum(const char *data, size_t len)
 {
@@ -127,7 +135,7 @@ static inline void gt_flood_data(uint32_t i, char data[GT_FLOOD_LEN + 1])
 {
 	uint32_t x = i * 2654435761u + 1;
 
-	if (x == 0)	/* where xorshift would stay */
+	if (x == 0) /* where xorshift would stay */
 		x = 1;
 	for (int k = 0; k < GT_FLOOD_LEN; k++) {
 		x ^= x << 13;
@@ -142,14 +150,15 @@ static inline void gt_flood_data(uint32_t i, char data[GT_FLOOD_LEN + 1])
 /* One parsed line. body points into the caller's text, between "seq=N " and " sum=". */
 struct gt_line {
 	uint64_t seq;
-	char word[16];		/* "" for a report */
+	char word[16]; /* "" for a report */
 	const char *body;
 	size_t body_len;
 };
 
 /*
- * Parse text (NUL-terminated, with or without its line end). Returns 1 if it is a whole, undamaged line
- * of the protocol, 0 if it does not begin like one (not ours), -1 if it does but is damaged.
+ * Parse text (NUL-terminated, with or without its line end). Returns 1 if it is a whole,
+ * undamaged line of the protocol, 0 if it does not begin like one (not ours), -1 if it does but
+ * is damaged.
  */
 static inline int gt_parse(const char *text, struct gt_line *out)
 {
@@ -183,8 +192,8 @@ static inline int gt_parse(const char *text, struct gt_line *out)
 }
 
 /*
- * Find field key. Returns a pointer into the line and sets *len, or NULL. The value ends at a space, and
- * that of text= at the end of the body.
+ * Find field key. Returns a pointer into the line and sets *len, or NULL. The value ends at a
+ * space, and that of text= at the end of the body.
  */
 static inline const char *gt_field(const struct gt_line *line, const char *key, size_t *len)
 {

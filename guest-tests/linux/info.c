@@ -4,18 +4,20 @@
 #include <dirent.h>
 #include <string.h>
 
-#define CHUNK	400	/* of text per line; longer texts take several lines of the same key */
+#define CHUNK 400 /* of text per line; longer texts take several lines of the same key */
 
 static void say_text(struct serial *s, const char *key, const char *text)
 {
 	size_t len = strcspn(text, "\n");
 
 	for (size_t at = 0; at < len || at == 0; at += CHUNK)
-		say(s, "info key=%s text=%.*s", key, len - at < CHUNK ? (int)(len - at) : CHUNK, text + at);
+		say(s, "info key=%s text=%.*s", key, len - at < CHUNK ? (int)(len - at) : CHUNK,
+		    text + at);
 }
 
 /* The lines of a file that hold `match` (all, if NULL); no more than max. */
-static void say_lines(struct serial *s, const char *key, const char *path, const char *match, int max)
+static void say_lines(struct serial *s, const char *key, const char *path, const char *match,
+		      int max)
 {
 	FILE *f = fopen(path, "re");
 	char line[4096];

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The first process of a Linux guest under test: it tells, from inside, whether the machine that is being moved stays
- * what it was. contract.h says how tests talk to it.
+ * The first process of a Linux guest under test: it tells, from inside, whether the machine that
+ * is being moved stays what it was. contract.h says how tests talk to it.
  *
- * It mounts what it needs, starts the workers (work.h), and then is their supervisor: one poll loop over the serial
- * input, the workers' messages, the death of children and the kernel's log. Only the supervisor writes to the serial
- * line, so lines never mix and their numbers have no holes.
+ * It mounts what it needs, starts the workers (work.h), and then is their supervisor: one poll
+ * loop over the serial input, the workers' messages, the death of children and the kernel's log.
+ * Only the supervisor writes to the serial line, so lines never mix and their numbers have no
+ * holes.
  *
- * Started as anything but process 1 it is the same program on stdin and stdout, with its options as arguments: nothing
- * is mounted, the kernel's log is not read, and in place of powering off it exits with 0 (pass) or 1 (fail). Workers,
- * protocol and fault detection are so tested without a machine.
+ * Started as anything but process 1 it is the same program on stdin and stdout, with its options
+ * as arguments: nothing is mounted, the kernel's log is not read, and in place of powering off it
+ * exits with 0 (pass) or 1 (fail). Workers, protocol and fault detection are so tested without a
+ * machine.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,16 +34,16 @@
 
 #include "supervise.h"
 
-#define CONSOLE_LEVEL	8	/* klogctl: set the level below which messages reach the console */
+#define CONSOLE_LEVEL 8 /* klogctl: set the level below which messages reach the console */
 
 static void setup_mounts(void)
 {
 	static const struct {
 		const char *type, *where;
 	} mounts[] = {
-		{ "proc", "/proc" },
-		{ "sysfs", "/sys" },
-		{ "devtmpfs", "/dev" },
+		{"proc", "/proc"},
+		{"sysfs", "/sys"},
+		{"devtmpfs", "/dev"},
 	};
 
 	for (size_t i = 0; i < sizeof(mounts) / sizeof(mounts[0]); i++) {
@@ -71,7 +73,10 @@ static void setup_tty(struct guest *g)
 	(void)!write(1, "\n", 1);
 }
 
-/* Returns 0, or -errno with the reason in err. The command line must be known before the serial port is. */
+/*
+ * Returns 0, or -errno with the reason in err. The command line must be known before the serial
+ * port is.
+ */
 static int read_options(struct guest *g, int argc, char **argv, char *err, size_t err_size)
 {
 	char text[4096];
@@ -128,7 +133,8 @@ static int setup_shared(struct guest *g, char *err, size_t err_size)
 			 (unsigned long long)si.freeram * si.mem_unit / 1024);
 		return -ENOMEM;
 	}
-	g->sh = mmap(NULL, sizeof(*g->sh), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	g->sh = mmap(NULL, sizeof(*g->sh), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		     0);
 	if (g->sh == MAP_FAILED)
 		goto fail;
 	g->sh->seed = g->opt.seed ? g->opt.seed : seed_from_clock();
@@ -153,9 +159,9 @@ fail:
 /* A shell with the serial line as its terminal. That it fails, or is not there, is an error. */
 static void run_shell(struct guest *g)
 {
-	char *argv[] = { (char[]){ "-sh" }, NULL };
-	char *envp[] = { (char[]){ "HOME=/" }, (char[]){ "PATH=/bin:/sbin:/usr/bin:/usr/sbin" },
-			 (char[]){ "TERM=linux" }, NULL };
+	char *argv[] = {(char[]){"-sh"}, NULL};
+	char *envp[] = {(char[]){"HOME=/"}, (char[]){"PATH=/bin:/sbin:/usr/bin:/usr/sbin"},
+			(char[]){"TERM=linux"}, NULL};
 	struct termios t;
 	sigset_t none;
 	int status = 0;
@@ -183,7 +189,7 @@ static void run_shell(struct guest *g)
 		execve("/bin/sh", argv, envp);
 		_exit(127);
 	}
-	while (wait(&status) != pid)	/* reaps orphans as well */
+	while (wait(&status) != pid) /* reaps orphans as well */
 		;
 	/* The end of the session has hung up the terminal, for everybody who had it open. */
 	setup_tty(g);
@@ -193,14 +199,15 @@ static void run_shell(struct guest *g)
 
 static void say_ready(struct guest *g)
 {
-	struct sysinfo si = { 0 };
-	struct utsname uts = { 0 };
+	struct sysinfo si = {0};
+	struct utsname uts = {0};
 	uint64_t now = now_ns();
 
 	uname(&uts);
 	sysinfo(&si);
 	say(&g->serial,
-	    "ready version=%d kernel=%s cpus=%u mem_kib=%llu mode=%s procs=%llu workers=%u rate=%llu "
+	    "ready version=%d kernel=%s cpus=%u mem_kib=%llu mode=%s procs=%llu workers=%u "
+	    "rate=%llu "
 	    "simd=%s seed=%llu init_ms=%llu t_ms=%llu",
 	    GT_VERSION, uts.release, g->cpus, (unsigned long long)si.totalram * si.mem_unit / 1024,
 	    mode_name(g->opt.mode), (unsigned long long)g->opt.procs, g->workers,
@@ -222,14 +229,17 @@ int main(int argc, char **argv)
 		.start_ns = now_ns(),
 		.hosted = getpid() != 1,
 		.kmsg_fd = -1,
-		.serial = { .in = 0, .out = 1 },
+		.serial = {.in = 0, .out = 1},
 	};
 	if (!g->hosted)
 		setup_mounts();
 	rc = read_options(g, argc, argv, err, sizeof(err));
 	if (!g->hosted) {
 		setup_tty(g);
-		/* Kernel messages must not break into our lines; they are read from the log and reported. */
+		/*
+		 * Kernel messages must not break into our lines; they are read from the log and
+		 * reported.
+		 */
 		(void)klogctl(CONSOLE_LEVEL, NULL, 1);
 		g->kmsg_fd = kmsg_open();
 	}

@@ -12,31 +12,34 @@ static const struct {
 	enum kmsg_class class;
 	bool at_start;
 } problems[] = {
-	/* Boot messages hold "WARNING" too ("Spectre V2 : WARNING: ..."); that of WARN() begins with it. */
-	{ "WARNING:", KMSG_ERROR, true },
-	{ "BUG:", KMSG_ERROR, false },		/* among others "watchdog: BUG: soft lockup" */
-	{ "Oops", KMSG_ERROR, false },
-	{ "Kernel panic", KMSG_ERROR, false },
-	{ "hard LOCKUP", KMSG_ERROR, false },
-	{ "blocked for more than", KMSG_ERROR, false },
-	{ "rcu: INFO:", KMSG_ERROR, false },
-	{ "kthread starved", KMSG_ERROR, false },
-	{ "general protection", KMSG_ERROR, false },
-	{ "segfault at", KMSG_ERROR, false },
-	{ "trap invalid opcode", KMSG_ERROR, false },
-	{ "bad frame in", KMSG_ERROR, false },
-	{ "Bad page", KMSG_ERROR, false },
-	{ "nobody cared", KMSG_ERROR, false },
-	{ "Out of memory", KMSG_ERROR, false },
-	{ "Machine check", KMSG_ERROR, false },
-	{ "Hardware Error", KMSG_ERROR, false },
-	{ "too much work for irq", KMSG_ERROR, false },
-	{ "timekeeping watchdog", KMSG_NOTE, false },
-	{ "Marking clocksource", KMSG_NOTE, false },
-	{ "Marking TSC unstable", KMSG_NOTE, false },
-	{ "TSC warp", KMSG_NOTE, false },
-	{ "hrtimer: interrupt took", KMSG_NOTE, false },
-	{ "unchecked MSR access", KMSG_NOTE, false },
+	/*
+	 * Boot messages hold "WARNING" too ("Spectre V2 : WARNING: ..."); that of WARN() begins
+	 * with it.
+	 */
+	{"WARNING:", KMSG_ERROR, true},
+	{"BUG:", KMSG_ERROR, false}, /* among others "watchdog: BUG: soft lockup" */
+	{"Oops", KMSG_ERROR, false},
+	{"Kernel panic", KMSG_ERROR, false},
+	{"hard LOCKUP", KMSG_ERROR, false},
+	{"blocked for more than", KMSG_ERROR, false},
+	{"rcu: INFO:", KMSG_ERROR, false},
+	{"kthread starved", KMSG_ERROR, false},
+	{"general protection", KMSG_ERROR, false},
+	{"segfault at", KMSG_ERROR, false},
+	{"trap invalid opcode", KMSG_ERROR, false},
+	{"bad frame in", KMSG_ERROR, false},
+	{"Bad page", KMSG_ERROR, false},
+	{"nobody cared", KMSG_ERROR, false},
+	{"Out of memory", KMSG_ERROR, false},
+	{"Machine check", KMSG_ERROR, false},
+	{"Hardware Error", KMSG_ERROR, false},
+	{"too much work for irq", KMSG_ERROR, false},
+	{"timekeeping watchdog", KMSG_NOTE, false},
+	{"Marking clocksource", KMSG_NOTE, false},
+	{"Marking TSC unstable", KMSG_NOTE, false},
+	{"TSC warp", KMSG_NOTE, false},
+	{"hrtimer: interrupt took", KMSG_NOTE, false},
+	{"unchecked MSR access", KMSG_NOTE, false},
 };
 
 enum kmsg_class kmsg_classify(const char *text)
@@ -57,9 +60,13 @@ int kmsg_open(void)
 	return fd < 0 ? -errno : fd;
 }
 
-void kmsg_read(int fd, void (*problem)(void *arg, enum kmsg_class class, const char *text), void *arg)
+void kmsg_read(int fd, void (*problem)(void *arg, enum kmsg_class class, const char *text),
+	       void *arg)
 {
-	/* A record is "priority,number,time,flags;text", a newline, and lines of properties. One read, one record. */
+	/*
+	 * A record is "priority,number,time,flags;text", a newline, and lines of properties. One
+	 * read, one record.
+	 */
 	char record[2048];
 
 	for (;;) {
@@ -68,7 +75,7 @@ void kmsg_read(int fd, void (*problem)(void *arg, enum kmsg_class class, const c
 		char *text;
 
 		if (n < 0 && (errno == EPIPE || errno == EINTR))
-			continue;	/* EPIPE: records were overwritten before we came; go on with the oldest */
+			continue; /* EPIPE: some were overwritten; go on with the oldest */
 		if (n <= 0)
 			return;
 		record[n] = '\0';

@@ -6,6 +6,7 @@
 #
 # $(B)/guest-tests/linux/init            static; process 1 of a guest, or a plain program (see init.c)
 # $(B)/guest-tests/linux/initramfs.cpio  newc archive that holds it as /init, the same bytes each time
+# $(B)/guest-tests/linux/tests/test-linux-guest  unit tests; `make unit` builds, linux-guest-check runs them
 
 B ?= build
 Q ?= @
@@ -34,4 +35,20 @@ $(LINUX_GUEST)/initramfs.cpio: $(LINUX_GUEST)/init
 	$(Q)(cd $@.root && echo init | cpio -o -H newc -R 0:0 --reproducible --quiet) >$@.part
 	$(Q)rm -rf $@.root && mv $@.part $@
 
--include $(LINUX_GUEST_OBJ:.o=.d)
+LINUX_GUEST_TEST := $(LINUX_GUEST)/tests/test-linux-guest
+# What the test calls itself; the rest it reaches by running init.
+LINUX_GUEST_TESTED := $(addprefix $(LINUX_GUEST)/,content.o kmsg.o options.o)
+
+.PHONY: unit linux-guest-check
+unit: $(LINUX_GUEST_TEST)
+linux-guest-check: $(LINUX_GUEST_TEST)
+	$(LINUX_GUEST_TEST)
+
+$(LINUX_GUEST_TEST).o: guest-tests/linux/tests/test-linux-guest.c
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(LINUX_GUEST_CFLAGS) $$(pkg-config --cflags check) -MMD -MP -c -o $@ $<
+
+$(LINUX_GUEST_TEST): $(LINUX_GUEST_TEST).o $(LINUX_GUEST_TESTED) | $(LINUX_GUEST)/init
+	$(Q)$(CC) -no-pie -o $@ $^ $$(pkg-config --libs check)
+
+-include $(LINUX_GUEST_OBJ:.o=.d) $(LINUX_GUEST_TEST).d

@@ -9,37 +9,36 @@
 #include "contract.h"
 
 static const char *const mode_names[MODE_COUNT] = {
-	[MODE_STRESS] = "stress",
-	[MODE_IDLE] = "idle",
-	[MODE_POWEROFF] = "poweroff",
-	[MODE_REBOOT] = "reboot",
-	[MODE_INFO] = "info",
-	[MODE_SHELL] = "shell",
+	[MODE_STRESS] = "stress", [MODE_IDLE] = "idle", [MODE_POWEROFF] = "poweroff",
+	[MODE_REBOOT] = "reboot", [MODE_INFO] = "info", [MODE_SHELL] = "shell",
 };
 
 #define FIELD(name) offsetof(struct options, name)
 
-/* Every numeric option: its bounds are those within which the program's arithmetic cannot overflow. */
+/*
+ * Every numeric option: its bounds are those within which the program's arithmetic cannot
+ * overflow.
+ */
 static const struct {
 	const char *name;
 	size_t field;
 	uint64_t min, max;
 } numbers[] = {
-	{ GT_OPT_PROCS, FIELD(procs), 0, 32 },
-	{ GT_OPT_MEM, FIELD(mem), 0, UINT64_C(1) << 35 },
-	{ GT_OPT_RATE, FIELD(rate), 0, RATE_MAX },
-	{ GT_OPT_SECS, FIELD(secs), 0, 100000000 },
-	{ GT_OPT_REPORT, FIELD(report_ms), 0, 100000000 },
-	{ GT_OPT_CLOCK, FIELD(clock), 0, 1 },
-	{ GT_OPT_CLOCK_US, FIELD(clock_us), 10, 10000000 },
-	{ GT_OPT_BURST, FIELD(burst), 1, 1000000 },
-	{ GT_OPT_STUCK, FIELD(stuck_ms), 10, 100000000 },
-	{ GT_OPT_PAIR, FIELD(pair_us), 0, 1000000000 },
-	{ GT_OPT_CHURN, FIELD(churn_ms), 0, 1000000 },
-	{ GT_OPT_REGS, FIELD(regs_us), 0, 1000000000 },
-	{ GT_OPT_VERIFY, FIELD(verify_ms), 1, 100000000 },
-	{ GT_OPT_SEED, FIELD(seed), 1, UINT64_MAX },
-	{ GT_OPT_CORRUPT, FIELD(corrupt), 0, 1 },
+	{GT_OPT_PROCS, FIELD(procs), 0, 32},
+	{GT_OPT_MEM, FIELD(mem), 0, UINT64_C(1) << 35},
+	{GT_OPT_RATE, FIELD(rate), 0, RATE_MAX},
+	{GT_OPT_SECS, FIELD(secs), 0, 100000000},
+	{GT_OPT_REPORT, FIELD(report_ms), 0, 100000000},
+	{GT_OPT_CLOCK, FIELD(clock), 0, 1},
+	{GT_OPT_CLOCK_US, FIELD(clock_us), 10, 10000000},
+	{GT_OPT_BURST, FIELD(burst), 1, 1000000},
+	{GT_OPT_STUCK, FIELD(stuck_ms), 10, 100000000},
+	{GT_OPT_PAIR, FIELD(pair_us), 0, 1000000000},
+	{GT_OPT_CHURN, FIELD(churn_ms), 0, 1000000},
+	{GT_OPT_REGS, FIELD(regs_us), 0, 1000000000},
+	{GT_OPT_VERIFY, FIELD(verify_ms), 1, 100000000},
+	{GT_OPT_SEED, FIELD(seed), 1, UINT64_MAX},
+	{GT_OPT_CORRUPT, FIELD(corrupt), 0, 1},
 };
 
 const char *mode_name(enum mode mode)
@@ -146,7 +145,8 @@ static int parse_one(struct options *opt, const char *word, size_t len)
 
 		if (!is_name(numbers[i].name, word, name_len))
 			continue;
-		if (parse_size(value, value_len, &v) < 0 || v < numbers[i].min || v > numbers[i].max)
+		if (parse_size(value, value_len, &v) < 0 || v < numbers[i].min ||
+		    v > numbers[i].max)
 			return -EINVAL;
 		memcpy((char *)opt + numbers[i].field, &v, sizeof(v));
 		return 0;

@@ -22,8 +22,8 @@ enum mode {
 struct options {
 	enum mode mode;
 	uint64_t procs;
-	uint64_t mem;		/* bytes, all memory workers together */
-	uint64_t rate;		/* pages per second per memory worker; 0: unlimited */
+	uint64_t mem;  /* bytes, all memory workers together */
+	uint64_t rate; /* pages per second per memory worker; 0: unlimited */
 	uint64_t secs;
 	uint64_t report_ms;
 	uint64_t clock;
@@ -34,21 +34,24 @@ struct options {
 	uint64_t churn_ms;
 	uint64_t regs_us;
 	uint64_t verify_ms;
-	uint64_t seed;		/* 0: none given */
+	uint64_t seed; /* 0: none given */
 	uint64_t corrupt;
 	char tty[32];
 };
 
 const char *mode_name(enum mode mode);
 
-/* Parse digits with an optional K, M or G. Returns 0, or -EINVAL if text is anything else or too large. */
+/*
+ * Parse digits with an optional K, M or G. Returns 0, or -EINVAL if text is anything else or too
+ * large.
+ */
 int parse_size(const char *text, size_t len, uint64_t *value);
 
 void options_default(struct options *opt);
 
 /*
- * Take the gt.* options from a kernel command line (words separated by white space); other words are
- * skipped. Returns 0, or -EINVAL with a message in err.
+ * Take the gt.* options from a kernel command line (words separated by white space); other words
+ * are skipped. Returns 0, or -EINVAL with a message in err.
  */
 int options_parse(struct options *opt, const char *cmdline, char *err, size_t err_size);
 

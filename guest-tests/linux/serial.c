@@ -17,7 +17,10 @@ int serial_raw(int fd)
 	t.c_oflag |= OPOST | ONLCR;
 	t.c_cflag |= CLOCAL | CREAD;
 	t.c_cflag &= ~(tcflag_t)(HUPCL | CRTSCTS);
-	/* The speed is nothing to an emulated UART, but the driver scales its drain timeouts by it. */
+	/*
+	 * The speed is nothing to an emulated UART, but the driver scales its drain timeouts by
+	 * it.
+	 */
 	if (cfsetspeed(&t, B115200) < 0 || tcsetattr(fd, TCSANOW, &t) < 0)
 		return -errno;
 	return 0;
@@ -32,11 +35,11 @@ static void write_all(int fd, const char *data, size_t len)
 			data += n;
 			len -= (size_t)n;
 		} else if (n < 0 && errno == EAGAIN) {
-			struct pollfd p = { .fd = fd, .events = POLLOUT };
+			struct pollfd p = {.fd = fd, .events = POLLOUT};
 
 			poll(&p, 1, 1000);
 		} else if (n < 0 && errno != EINTR) {
-			return;	/* nobody to tell: the line was the way to tell it */
+			return; /* nobody to tell: the line was the way to tell it */
 		}
 	}
 }
@@ -87,7 +90,7 @@ int serial_read(struct serial *s, void (*line)(void *arg, const char *text), voi
 	for (ssize_t i = 0; i < n; i++) {
 		if (data[i] == '\n' || data[i] == '\r') {
 			if (s->used == 0)
-				continue;	/* the LF of CR LF, or an empty line */
+				continue; /* the LF of CR LF, or an empty line */
 			s->partial[s->used] = '\0';
 			s->used = 0;
 			s->lines_in++;

@@ -15,8 +15,8 @@ struct pair_fds {
 };
 
 /*
- * In the new process: no way to the serial line (only the supervisor may write there), no signals blocked, and no life
- * beyond the supervisor's.
+ * In the new process: no way to the serial line (only the supervisor may write there), no signals
+ * blocked, and no life beyond the supervisor's.
  */
 static void detach(struct guest *g)
 {
@@ -36,8 +36,8 @@ static void detach(struct guest *g)
 		close(g->kmsg_fd);
 }
 
-static void start_one(struct guest *g, const char *kind, unsigned int number, void (*run)(struct worker *w),
-		      bool answers, const struct pair_fds *fds)
+static void start_one(struct guest *g, const char *kind, unsigned int number,
+		      void (*run)(struct worker *w), bool answers, const struct pair_fds *fds)
 {
 	struct worker w = {
 		.index = g->workers,
@@ -77,17 +77,22 @@ static void start_one(struct guest *g, const char *kind, unsigned int number, vo
 
 static void start_pair(struct guest *g)
 {
-	int there[2] = { -1, -1 }, back[2] = { -1, -1 };
+	int there[2] = {-1, -1}, back[2] = {-1, -1};
 	int ring = memfd_create("gt-ring", MFD_CLOEXEC);
 
 	if (ring < 0 || ftruncate(ring, PAIR_RING_BYTES) < 0 || pipe2(there, O_CLOEXEC) < 0 ||
 	    pipe2(back, O_CLOEXEC) < 0) {
 		guest_error(g, "starting the pair: %s", strerror(errno));
 	} else {
-		start_one(g, "send", 0, work_send, true, &(struct pair_fds){ back[0], there[1], ring });
-		start_one(g, "recv", 0, work_recv, false, &(struct pair_fds){ there[0], back[1], ring });
+		start_one(g, "send", 0, work_send, true,
+			  &(struct pair_fds){back[0], there[1], ring});
+		start_one(g, "recv", 0, work_recv, false,
+			  &(struct pair_fds){there[0], back[1], ring});
 	}
-	/* The two have their own copies. That each also has the other's ends does no harm: their death is reported. */
+	/*
+	 * The two have their own copies. That each also has the other's ends does no harm: their
+	 * death is reported.
+	 */
 	for (int i = 0; i < 2; i++) {
 		if (there[i] >= 0)
 			close(there[i]);

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MS	1000000u	/* in ns */
+#define MS 1000000u /* in ns */
 
 struct totals {
 	uint64_t pages, errors, blocks, execs, regs, back;
@@ -36,7 +36,7 @@ void guest_error(struct guest *g, const char *format, ...)
 
 static struct totals totals_of(struct guest *g)
 {
-	struct totals t = { .errors = g->errors, .full = true };
+	struct totals t = {.errors = g->errors, .full = true};
 
 	for (unsigned int i = 0; g->sh && i < g->workers; i++) {
 		struct slot *s = &g->sh->slots[i];
@@ -62,8 +62,8 @@ static struct totals totals_of(struct guest *g)
 }
 
 /*
- * A worker that does not move is an error, and is said once. Time is counted by looks at it, none of which counts for
- * more than a second: a machine that was paused has not stood still.
+ * A worker that does not move is an error, and is said once. Time is counted by looks at it, none
+ * of which counts for more than a second: a machine that was paused has not stood still.
  */
 static void look_for_stalls(struct guest *g)
 {
@@ -98,13 +98,14 @@ static void say_report(struct guest *g)
 	look_for_stalls(g);
 	t = totals_of(g);
 	say(&g->serial,
-	    "t_ms=%llu pages=%llu errors=%llu back=%llu gap_us=%llu gap_at_ms=%llu late_us=%llu drift_us=%llu "
-	    "alive=%u full=%d blocks=%llu execs=%llu regs=%llu dmesg=%llu in=%llu",
-	    (unsigned long long)now_ns() / MS, (unsigned long long)t.pages, (unsigned long long)t.errors,
-	    (unsigned long long)t.back, (unsigned long long)t.gap_ns / 1000,
-	    (unsigned long long)t.gap_at_ns / MS, (unsigned long long)t.late_ns / 1000,
-	    (unsigned long long)t.drift_ns / 1000, t.alive, t.full, (unsigned long long)t.blocks,
-	    (unsigned long long)t.execs, (unsigned long long)t.regs, (unsigned long long)g->kernel_notes,
+	    "t_ms=%llu pages=%llu errors=%llu back=%llu gap_us=%llu gap_at_ms=%llu late_us=%llu "
+	    "drift_us=%llu alive=%u full=%d blocks=%llu execs=%llu regs=%llu dmesg=%llu in=%llu",
+	    (unsigned long long)now_ns() / MS, (unsigned long long)t.pages,
+	    (unsigned long long)t.errors, (unsigned long long)t.back,
+	    (unsigned long long)t.gap_ns / 1000, (unsigned long long)t.gap_at_ns / MS,
+	    (unsigned long long)t.late_ns / 1000, (unsigned long long)t.drift_ns / 1000, t.alive,
+	    t.full, (unsigned long long)t.blocks, (unsigned long long)t.execs,
+	    (unsigned long long)t.regs, (unsigned long long)g->kernel_notes,
 	    (unsigned long long)g->serial.lines_in);
 }
 
@@ -121,7 +122,7 @@ void give_order(struct guest *g, enum order order)
 /* Returns true if there was a message. Each was written whole, so each read yields a whole one. */
 static bool take_message(struct guest *g)
 {
-	struct pollfd p = { .fd = g->msg_in, .events = POLLIN };
+	struct pollfd p = {.fd = g->msg_in, .events = POLLIN};
 	struct msg m;
 
 	if (poll(&p, 1, 0) <= 0 || read(g->msg_in, &m, sizeof(m)) != (ssize_t)sizeof(m))
@@ -179,14 +180,17 @@ static void kernel_problem(void *arg, enum kmsg_class class, const char *text)
 	say(&g->serial, "dmesg class=%s text=%s", class == KMSG_NOTE ? "note" : "error", text);
 }
 
-/* Wait for messages, deaths, kernel messages and, if `input`, for the serial line. Returns true if there is input. */
+/*
+ * Wait for messages, deaths, kernel messages and, if `input`, for the serial line. Returns true
+ * if there is input.
+ */
 static bool wait_events(struct guest *g, int timeout_ms, bool input)
 {
 	struct pollfd p[] = {
-		{ .fd = g->msg_in, .events = POLLIN },
-		{ .fd = g->child_fd, .events = POLLIN },
-		{ .fd = g->kmsg_fd, .events = POLLIN },
-		{ .fd = input ? g->serial.in : -1, .events = POLLIN },
+		{.fd = g->msg_in, .events = POLLIN},
+		{.fd = g->child_fd, .events = POLLIN},
+		{.fd = g->kmsg_fd, .events = POLLIN},
+		{.fd = input ? g->serial.in : -1, .events = POLLIN},
 	};
 
 	if (poll(p, sizeof(p) / sizeof(p[0]), timeout_ms) <= 0)
@@ -223,9 +227,9 @@ static void verify_all(struct guest *g)
 	}
 	if (g->kmsg_fd >= 0)
 		kmsg_read(g->kmsg_fd, kernel_problem, g);
-	say(&g->serial, "verify pages=%llu new=%llu errors=%llu ms=%llu", (unsigned long long)g->verify_pages,
-	    (unsigned long long)(totals_of(g).errors - before), (unsigned long long)totals_of(g).errors,
-	    (unsigned long long)(now_ns() - start) / MS);
+	say(&g->serial, "verify pages=%llu new=%llu errors=%llu ms=%llu",
+	    (unsigned long long)g->verify_pages, (unsigned long long)(totals_of(g).errors - before),
+	    (unsigned long long)totals_of(g).errors, (unsigned long long)(now_ns() - start) / MS);
 }
 
 /* Ends. */
@@ -254,10 +258,12 @@ static void end_done(struct guest *g)
 	bool pass = t.errors == 0 && t.back == 0;
 
 	say(&g->serial,
-	    "done pages=%llu errors=%llu back=%llu gap_us=%llu late_us=%llu dmesg=%llu t_ms=%llu status=%s",
+	    "done pages=%llu errors=%llu back=%llu gap_us=%llu late_us=%llu dmesg=%llu t_ms=%llu "
+	    "status=%s",
 	    (unsigned long long)t.pages, (unsigned long long)t.errors, (unsigned long long)t.back,
 	    (unsigned long long)t.gap_ns / 1000, (unsigned long long)t.late_ns / 1000,
-	    (unsigned long long)g->kernel_notes, (unsigned long long)now_ns() / MS, pass ? "pass" : "fail");
+	    (unsigned long long)g->kernel_notes, (unsigned long long)now_ns() / MS,
+	    pass ? "pass" : "fail");
 	end(g, RB_POWER_OFF, !pass);
 	__builtin_unreachable();
 }
@@ -292,10 +298,10 @@ static void corrupt(struct guest *g, const char *what)
 		const char *name;
 		enum fault fault;
 	} faults[] = {
-		{ "byte", FAULT_BYTE }, { "stale", FAULT_STALE }, { "zero", FAULT_ZERO },
-		{ "book", FAULT_BOOK }, { "block", FAULT_BLOCK }, { "cow", FAULT_COW },
-		{ "regs", FAULT_REGS }, { "clock", FAULT_CLOCK }, { "late", FAULT_LATE },
-		{ "die", FAULT_DIE },
+		{"byte", FAULT_BYTE}, {"stale", FAULT_STALE}, {"zero", FAULT_ZERO},
+		{"book", FAULT_BOOK}, {"block", FAULT_BLOCK}, {"cow", FAULT_COW},
+		{"regs", FAULT_REGS}, {"clock", FAULT_CLOCK}, {"late", FAULT_LATE},
+		{"die", FAULT_DIE},
 	};
 
 	say(&g->serial, "corrupt what=%s", what);
@@ -327,7 +333,8 @@ static void flood(struct guest *g, uint64_t n)
 
 	for (uint64_t i = 0; i < n; i++) {
 		gt_flood_data((uint32_t)i, data);
-		say(&g->serial, "flood i=%llu n=%llu data=%s", (unsigned long long)i, (unsigned long long)n, data);
+		say(&g->serial, "flood i=%llu n=%llu data=%s", (unsigned long long)i,
+		    (unsigned long long)n, data);
 	}
 	say(&g->serial, "flooded n=%llu", (unsigned long long)n);
 }
@@ -368,9 +375,11 @@ static void command(void *arg, const char *text)
 		info_say(&g->serial);
 	} else if ((rest = after(text, GT_CMD_ECHO))) {
 		say(&g->serial, "echo %s", rest);
-	} else if ((rest = after(text, GT_CMD_FLOOD)) && parse_size(rest, strlen(rest), &n) == 0 && n <= UINT32_MAX) {
+	} else if ((rest = after(text, GT_CMD_FLOOD)) && parse_size(rest, strlen(rest), &n) == 0 &&
+		   n <= UINT32_MAX) {
 		flood(g, n);
-	} else if ((rest = after(text, GT_CMD_RATE)) && parse_size(rest, strlen(rest), &n) == 0 && n <= RATE_MAX) {
+	} else if ((rest = after(text, GT_CMD_RATE)) && parse_size(rest, strlen(rest), &n) == 0 &&
+		   n <= RATE_MAX) {
 		atomic_store(&g->sh->rate, n);
 		say(&g->serial, "rate pages=%llu", (unsigned long long)n);
 	} else if (g->opt.corrupt && (rest = after(text, GT_CMD_CORRUPT))) {
@@ -403,8 +412,12 @@ void supervise(struct guest *g)
 		if (g->opt.report_ms && g->report_ns < next)
 			next = g->report_ns;
 		now = now_ns();
-		if (wait_events(g, next == UINT64_MAX ? -1 : next <= now ? 0 :
-				(next - now) / MS > 60000 ? 60000 : (int)((next - now) / MS) + 1, true)) {
+		if (wait_events(g,
+				next == UINT64_MAX	    ? -1
+				: next <= now		    ? 0
+				: (next - now) / MS > 60000 ? 60000
+							    : (int)((next - now) / MS) + 1,
+				true)) {
 			int rc = serial_read(&g->serial, command, g);
 
 			/* The end of a pipe is the end of the session; a terminal has none. */

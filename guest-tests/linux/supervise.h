@@ -16,19 +16,19 @@ struct guest {
 	struct options opt;
 	struct serial serial;
 	struct shared *sh;
-	bool hosted;			/* not process 1 of a machine */
-	int kmsg_fd;			/* -1: not read */
-	int msg_in, msg_out;		/* pipe of struct msg from the workers */
-	int child_fd;			/* signalfd of SIGCHLD */
+	bool hosted;	     /* not process 1 of a machine */
+	int kmsg_fd;	     /* -1: not read */
+	int msg_in, msg_out; /* pipe of struct msg from the workers */
+	int child_fd;	     /* signalfd of SIGCHLD */
 	unsigned int cpus;
-	unsigned int workers;		/* slots in use */
-	unsigned int verify_left;	/* answers outstanding */
+	unsigned int workers;	  /* slots in use */
+	unsigned int verify_left; /* answers outstanding */
 	uint64_t verify_pages;
-	uint64_t errors;		/* the supervisor's own: deaths, kernel problems, stalls */
+	uint64_t errors; /* the supervisor's own: deaths, kernel problems, stalls */
 	uint64_t kernel_notes;
 	uint64_t start_ns;
-	uint64_t report_ns;		/* when the next report is due */
-	uint64_t look_ns;		/* when stalls were last looked for */
+	uint64_t report_ns; /* when the next report is due */
+	uint64_t look_ns;   /* when stalls were last looked for */
 };
 
 /* Start what the mode asks for. A worker that cannot be started is an error (start.c). */

@@ -32,7 +32,7 @@ static void send_msg(struct worker *w, struct msg *m)
 
 void worker_error(struct worker *w, const char *format, ...)
 {
-	struct msg m = { .kind = MSG_ERROR };
+	struct msg m = {.kind = MSG_ERROR};
 	va_list ap;
 
 	add(&w->slot->errors, 1);
@@ -50,7 +50,10 @@ void worker_die(struct worker *w, const char *what)
 	_exit(1);
 }
 
-/* Returns when the order differs from the one seen, or after us; early returns are harmless to all callers. */
+/*
+ * Returns when the order differs from the one seen, or after us; early returns are harmless to
+ * all callers.
+ */
 static void order_wait(struct worker *w, uint64_t us)
 {
 	struct timespec ts = {
@@ -79,7 +82,7 @@ void worker_turn(struct worker *w)
 		if ((w->order_seen & 3) != ORDER_VERIFY)
 			continue;
 		if (w->verify) {
-			struct msg m = { .kind = MSG_VERIFIED, .value = w->verify(w) };
+			struct msg m = {.kind = MSG_VERIFIED, .value = w->verify(w)};
 
 			send_msg(w, &m);
 		}
@@ -92,7 +95,8 @@ void worker_turn(struct worker *w)
 
 void worker_rest(struct worker *w, uint64_t us)
 {
-	const uint64_t slice = 500000;	/* well below the time after which a still worker counts as stuck */
+	/* Well below the time after which a still worker counts as stuck. */
+	const uint64_t slice = 500000;
 
 	do {
 		uint64_t t = us < slice ? us : slice;

@@ -2,12 +2,13 @@
 /*
  * Workers: processes that hold known content and check it while the machine moves.
  *
- * They are processes and not threads, so that page tables, fork, exec and context switches are part of
- * what is migrated. Each has a slot of counters in memory shared with the supervisor; errors and answers
- * go to it by a pipe, as messages no longer than PIPE_BUF, so that they never mix.
+ * They are processes and not threads, so that page tables, fork, exec and context switches are
+ * part of what is migrated. Each has a slot of counters in memory shared with the supervisor;
+ * errors and answers go to it by a pipe, as messages no longer than PIPE_BUF, so that they never
+ * mix.
  *
- * The supervisor gives orders by a shared word on which idle workers sleep (futex). Every worker calls
- * worker_turn() each time round its loop; it returns at once unless there is an order.
+ * The supervisor gives orders by a shared word on which idle workers sleep (futex). Every worker
+ * calls worker_turn() each time round its loop; it returns at once unless there is an order.
  */
 #ifndef GODWIT_GUEST_LINUX_WORK_H
 #define GODWIT_GUEST_LINUX_WORK_H
@@ -19,15 +20,15 @@
 
 #include "options.h"
 
-#define PAIR_RING_BYTES	(16 * 4 * 4096)	/* the file that the pair shares */
-#define WORKER_MAX	128
-#define WORKER_ERRORS	8	/* errors a worker says in words; later ones are only counted */
+#define PAIR_RING_BYTES (16 * 4 * 4096) /* the file that the pair shares */
+#define WORKER_MAX 128
+#define WORKER_ERRORS 8 /* errors a worker says in words; later ones are only counted */
 
 /* The order word is a count (so that each order differs) times 4 plus one of these. */
 enum order {
 	ORDER_RUN,
-	ORDER_VERIFY,		/* verify all you hold, answer MSG_VERIFIED, and stay stopped */
-	ORDER_HOLD,		/* before the start: all wait until the ready line is out */
+	ORDER_VERIFY, /* verify all you hold, answer MSG_VERIFIED, and stay stopped */
+	ORDER_HOLD,   /* before the start: all wait until the ready line is out */
 };
 
 /* Damage that a worker does to itself when told, to prove that it would be found. */
@@ -55,12 +56,12 @@ enum clock_kind {
 /* Written by one worker, read by the supervisor. */
 struct slot {
 	char name[16];
-	pid_t pid;			/* 0 once it has ended */
-	bool answers;			/* takes part in a full verification */
-	bool stalled;			/* the supervisor's finding */
-	uint64_t seen_beats;		/* beats when the supervisor last looked */
-	uint64_t still_ms;		/* for how long they have been the same */
-	_Atomic uint64_t beats;		/* grows while the worker moves */
+	pid_t pid;		/* 0 once it has ended */
+	bool answers;		/* takes part in a full verification */
+	bool stalled;		/* the supervisor's finding */
+	uint64_t seen_beats;	/* beats when the supervisor last looked */
+	uint64_t still_ms;	/* for how long they have been the same */
+	_Atomic uint64_t beats; /* grows while the worker moves */
 	_Atomic uint64_t pages, errors, full;
 	_Atomic uint64_t blocks, execs, regs;
 	_Atomic uint64_t back, gap_ns, gap_at_ns, late_ns, drift_ns;
@@ -68,9 +69,9 @@ struct slot {
 
 struct shared {
 	_Atomic uint32_t order;
-	_Atomic uint32_t fault;		/* enum fault; the first worker concerned takes it */
+	_Atomic uint32_t fault; /* enum fault; the first worker concerned takes it */
 	_Atomic uint64_t rate;
-	_Atomic uint64_t clock_last[CLOCK_KINDS];	/* latest reading on any CPU, ns */
+	_Atomic uint64_t clock_last[CLOCK_KINDS]; /* latest reading on any CPU, ns */
 	uint64_t seed;
 	struct slot slots[WORKER_MAX];
 };
@@ -83,19 +84,19 @@ enum msg_kind {
 struct msg {
 	uint32_t worker;
 	uint32_t kind;
-	uint64_t value;			/* MSG_VERIFIED: pages */
+	uint64_t value; /* MSG_VERIFIED: pages */
 	char text[400];
 };
 
 struct worker {
-	unsigned int index;		/* of the slot */
-	unsigned int number;		/* among its kind, from 0 */
+	unsigned int index;  /* of the slot */
+	unsigned int number; /* among its kind, from 0 */
 	int msg_fd;
-	int pipe_in, pipe_out;		/* the pair's; else -1 */
-	int ring_fd;			/* the pair's */
+	int pipe_in, pipe_out; /* the pair's; else -1 */
+	int ring_fd;	       /* the pair's */
 	uint32_t order_seen;
-	uint64_t (*verify)(struct worker *w);	/* returns pages verified; NULL: nothing to verify */
-	void *data;			/* for verify */
+	uint64_t (*verify)(struct worker *w); /* returns pages; may be NULL */
+	void *data;			      /* for verify */
 	const struct options *opt;
 	struct shared *sh;
 	struct slot *slot;

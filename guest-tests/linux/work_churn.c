@@ -2,29 +2,30 @@
 /*
  * The churn worker: address spaces that come and go while the machine moves.
  *
- * A round forks a child that shares the worker's pages copy-on-write; both check what they inherited, write over pages
- * the other still has, and check that the other's writes do not show. Every second child then replaces itself (exec of
- * this same program) and exercises a fresh address space: fill, grow and move, unmap, check. It answers by its exit
- * status, which depends on the round.
+ * A round forks a child that shares the worker's pages copy-on-write; both check what they
+ * inherited, write over pages the other still has, and check that the other's writes do not show.
+ * Every second child then replaces itself (exec of this same program) and exercises a fresh
+ * address space: fill, grow and move, unmap, check. It answers by its exit status, which depends
+ * on the round.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include "content.h"
 #include "work.h"
 
-#define PAGES		64u
-#define ROUND_PAGES	8u
-#define CHILD_PAGES	32u
-#define OWNER		62u
-#define STATUS_WRONG	1
+#define PAGES 64u
+#define ROUND_PAGES 8u
+#define CHILD_PAGES 32u
+#define OWNER 62u
+#define STATUS_WRONG 1
 
 struct churn {
 	uint64_t *words;
@@ -41,7 +42,8 @@ static int status_of(uint64_t seed, uint64_t round)
 
 static void page_make(struct churn *c, uint64_t seed, unsigned int page, uint64_t gen)
 {
-	content_make(c->words + page * PAGE_WORDS, PAGE_WORDS, stamp_make(OWNER, page, gen), 0, seed);
+	content_make(c->words + page * PAGE_WORDS, PAGE_WORDS, stamp_make(OWNER, page, gen), 0,
+		     seed);
 	c->gens[page] = gen;
 }
 
@@ -60,8 +62,8 @@ static uint64_t all_verify(struct worker *w)
 		add(&w->slot->pages, 1);
 		if (page_holds(c, w->sh->seed, page))
 			continue;
-		content_explain(c->words + page * PAGE_WORDS, c->want, PAGE_WORDS, w->sh->seed, text,
-				sizeof(text));
+		content_explain(c->words + page * PAGE_WORDS, c->want, PAGE_WORDS, w->sh->seed,
+				text, sizeof(text));
 		worker_error(w, "page %u of %u: %s", page, PAGES, text);
 		page_make(c, w->sh->seed, page, c->gens[page]);
 	}
@@ -72,8 +74,8 @@ static uint64_t all_verify(struct worker *w)
 static void child(struct worker *w, struct churn *c, uint64_t round, uint64_t first)
 {
 	char seed_text[32], round_text[32];
-	char *argv[] = { (char[]){ "init" }, (char[]){ CHURN_ARG }, seed_text, round_text, NULL };
-	char *envp[] = { NULL };
+	char *argv[] = {(char[]){"init"}, (char[]){CHURN_ARG}, seed_text, round_text, NULL};
+	char *envp[] = {NULL};
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	for (unsigned int i = 0; i < 2 * ROUND_PAGES; i++) {
@@ -104,19 +106,22 @@ int churn_child(int argc, char **argv)
 		return STATUS_WRONG;
 	seed = strtoull(argv[2], NULL, 10);
 	round = strtoull(argv[3], NULL, 10);
-	words = mmap(NULL, CHILD_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-		     -1, 0);
+	words = mmap(NULL, CHILD_PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (words == MAP_FAILED)
 		return STATUS_WRONG;
 	for (unsigned int i = 0; i < CHILD_PAGES; i++)
-		content_make(words + i * PAGE_WORDS, PAGE_WORDS, stamp_make(OWNER, i, round), 0, seed);
-	moved = mremap(words, CHILD_PAGES * PAGE_BYTES, 2 * CHILD_PAGES * PAGE_BYTES, MREMAP_MAYMOVE);
+		content_make(words + i * PAGE_WORDS, PAGE_WORDS, stamp_make(OWNER, i, round), 0,
+			     seed);
+	moved = mremap(words, CHILD_PAGES * PAGE_BYTES, 2 * CHILD_PAGES * PAGE_BYTES,
+		       MREMAP_MAYMOVE);
 	if (moved == MAP_FAILED)
 		return STATUS_WRONG;
 	if (munmap(moved, ROUND_PAGES * PAGE_BYTES) < 0)
 		return STATUS_WRONG;
 	for (unsigned int i = ROUND_PAGES; i < 2 * CHILD_PAGES; i++) {
-		content_make(want, PAGE_WORDS, i < CHILD_PAGES ? stamp_make(OWNER, i, round) : 0, 0, seed);
+		content_make(want, PAGE_WORDS, i < CHILD_PAGES ? stamp_make(OWNER, i, round) : 0, 0,
+			     seed);
 		if (memcmp(want, moved + i * PAGE_WORDS, PAGE_BYTES) != 0)
 			return STATUS_WRONG;
 	}
@@ -147,7 +152,8 @@ static void round_run(struct worker *w, struct churn *c, uint64_t round)
 			worker_die(w, "waitpid");
 	}
 	if (!WIFEXITED(status) || WEXITSTATUS(status) != status_of(w->sh->seed, round))
-		worker_error(w, "child of round %llu ended with wait status 0x%x, must exit with %d",
+		worker_error(w,
+			     "child of round %llu ended with wait status 0x%x, must exit with %d",
 			     (unsigned long long)round, (unsigned int)status,
 			     status_of(w->sh->seed, round));
 	else

@@ -2,14 +2,14 @@
 /*
  * The clock workers, one pinned to each CPU.
  *
- * Each wakes every gt.clock_us, reads the clocks a few times without pause, and sleeps again, now by nanosleep, now by
- * a timerfd. Wrong is: a clock that reads less than it did before on any CPU, and a sleep that ends early or far too
- * late. Measured are the longest time between two looks at CLOCK_MONOTONIC, the latest wake-up, and how far the other
- * clocks move against it.
+ * Each wakes every gt.clock_us, reads the clocks a few times without pause, and sleeps again, now
+ * by nanosleep, now by a timerfd. Wrong is: a clock that reads less than it did before on any
+ * CPU, and a sleep that ends early or far too late. Measured are the longest time between two
+ * looks at CLOCK_MONOTONIC, the latest wake-up, and how far the other clocks move against it.
  *
- * Steps between CPUs: the highest reading so far lies in shared memory. It is fetched before the clock is read, so
- * whatever it says was read earlier, and a lower reading is a step back. They run at real-time priority: what they find is
- * the machine's doing and not the scheduler's.
+ * Steps between CPUs: the highest reading so far lies in shared memory. It is fetched before the
+ * clock is read, so whatever it says was read earlier, and a lower reading is a step back. They
+ * run at real-time priority: what they find is the machine's doing and not the scheduler's.
  */
 #include <errno.h>
 #include <sched.h>
@@ -20,17 +20,17 @@
 
 #include "work.h"
 
-#define NS		1000000000u
-#define EARLY_NS	1000u
-#define WARM_UP		8u	/* looks before drift is measured */
+#define NS 1000000000u
+#define EARLY_NS 1000u
+#define WARM_UP 8u /* looks before drift is measured */
 
 static const struct {
 	clockid_t id;
 	const char *name;
 } clocks[CLOCK_KINDS] = {
-	[CLOCK_KIND_MONO] = { CLOCK_MONOTONIC, "monotonic" },
-	[CLOCK_KIND_REAL] = { CLOCK_REALTIME, "realtime" },
-	[CLOCK_KIND_BOOT] = { CLOCK_BOOTTIME, "boottime" },
+	[CLOCK_KIND_MONO] = {CLOCK_MONOTONIC, "monotonic"},
+	[CLOCK_KIND_REAL] = {CLOCK_REALTIME, "realtime"},
+	[CLOCK_KIND_BOOT] = {CLOCK_BOOTTIME, "boottime"},
 };
 
 struct clock_state {
@@ -38,10 +38,10 @@ struct clock_state {
 	int timer;
 	bool by_timer;
 	uint64_t last_mono;
-	uint64_t tightest;		/* least time that reading all clocks took */
+	uint64_t tightest; /* least time that reading all clocks took */
 	unsigned int looks;
 	bool based;
-	uint64_t base[CLOCK_KINDS];	/* the clock less CLOCK_MONOTONIC, first seen */
+	uint64_t base[CLOCK_KINDS]; /* the clock less CLOCK_MONOTONIC, first seen */
 };
 
 static uint64_t to_ns(const struct timespec *ts)
@@ -88,7 +88,10 @@ static void clocks_look(struct worker *w, struct clock_state *c)
 	t[CLOCK_KIND_REAL] = clock_look(w, c, CLOCK_KIND_REAL);
 	t[CLOCK_KIND_BOOT] = clock_look(w, c, CLOCK_KIND_BOOT);
 	again = clock_look(w, c, CLOCK_KIND_MONO);
-	/* Only readings that nothing interrupted are one instant; how long that takes depends on the machine. */
+	/*
+	 * Only readings that nothing interrupted are one instant; how long that takes depends on
+	 * the machine.
+	 */
 	if (c->looks == 0 || again - mono < c->tightest)
 		c->tightest = again - mono;
 	if (c->looks++ < WARM_UP || again - mono > 2 * c->tightest + 1000)
@@ -101,20 +104,21 @@ static void clocks_look(struct worker *w, struct clock_state *c)
 		if (!c->based)
 			c->base[k] = offset;
 		else
-			raise_max(&w->slot->drift_ns, moved < 0 ? 0 - (uint64_t)moved : (uint64_t)moved);
+			raise_max(&w->slot->drift_ns,
+				  moved < 0 ? 0 - (uint64_t)moved : (uint64_t)moved);
 	}
 	c->based = true;
 }
 
 static struct timespec to_timespec(uint64_t ns)
 {
-	return (struct timespec){ .tv_sec = (time_t)(ns / NS), .tv_nsec = (long)(ns % NS) };
+	return (struct timespec){.tv_sec = (time_t)(ns / NS), .tv_nsec = (long)(ns % NS)};
 }
 
 static void clock_sleep(struct worker *w, struct clock_state *c)
 {
 	uint64_t due = now_ns() + w->opt->clock_us * 1000, now, late;
-	struct itimerspec it = { .it_value = to_timespec(due) };
+	struct itimerspec it = {.it_value = to_timespec(due)};
 	uint64_t expired;
 
 	c->by_timer = !c->by_timer;
@@ -142,7 +146,8 @@ static void clock_sleep(struct worker *w, struct clock_state *c)
 	if (late > w->opt->stuck_ms * 1000000)
 		worker_error(w, "a sleep of %llu us on cpu %u by %s ended %llu ms late",
 			     (unsigned long long)w->opt->clock_us, c->cpu,
-			     c->by_timer ? "timerfd" : "nanosleep", (unsigned long long)(late / 1000000));
+			     c->by_timer ? "timerfd" : "nanosleep",
+			     (unsigned long long)(late / 1000000));
 }
 
 /* The number-th of the CPUs this process may run on. */
@@ -168,15 +173,18 @@ static int pin(unsigned int number, unsigned int *cpu)
 
 void work_clock(struct worker *w)
 {
-	struct sched_param param = { .sched_priority = 10 };
-	struct clock_state c = { 0 };
+	struct sched_param param = {.sched_priority = 10};
+	struct clock_state c = {0};
 
 	if (pin(w->number, &c.cpu) < 0)
 		worker_die(w, "pinning to a CPU");
 	c.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
 	if (c.timer < 0)
 		worker_die(w, "timerfd_create");
-	/* Needs privilege, which the guest's init has; without it the maxima show the scheduler too. */
+	/*
+	 * Needs privilege, which the guest's init has; without it the maxima show the scheduler
+	 * too.
+	 */
 	(void)sched_setscheduler(0, SCHED_FIFO, &param);
 	for (;;) {
 		/* Orders are not for this worker: it also watches while the others verify. */

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The memory worker: a region of anonymous pages, each of which is verified as a whole before it is rewritten.
+ * The memory worker: a region of anonymous pages, each of which is verified as a whole before it
+ * is rewritten.
  *
- * For each page a record says what it must hold; the record lies in memory of its own, so that a page that was not
- * brought up to date and its record disagree. Should both be old alike, the digest over all records, which changes
- * with every one of them, disagrees.
+ * For each page a record says what it must hold; the record lies in memory of its own, so that a
+ * page that was not brought up to date and its record disagree. Should both be old alike, the
+ * digest over all records, which changes with every one of them, disagrees.
  *
- * Rewrites are of the kinds that a page-saving migration engine treats apart: new content (random, compressible,
- * zeros, or the same as many other pages), the same content again, a few bytes, and there-and-back. The last is the
- * one that catches an engine which hashes a page, then sends it while it changes: a page flips to other content
- * and, at once or a few rewrites later, back to what it was.
+ * Rewrites are of the kinds that a page-saving migration engine treats apart: new content
+ * (random, compressible, zeros, or the same as many other pages), the same content again, a few
+ * bytes, and there-and-back. The last is the one that catches an engine which hashes a page, then
+ * sends it while it changes: a page flips to other content and, at once or a few rewrites later,
+ * back to what it was.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,13 +20,13 @@
 #include "content.h"
 #include "work.h"
 
-#define PATCH_MAX	8
-#define PENDING		8	/* flipped pages that wait to flip back */
-#define SHARED_KINDS	16	/* distinct contents among the pages that are like others */
+#define PATCH_MAX 8
+#define PENDING 8	/* flipped pages that wait to flip back */
+#define SHARED_KINDS 16 /* distinct contents among the pages that are like others */
 
 struct record {
 	uint64_t stamp;
-	uint64_t back_stamp;		/* what it returns to, if flipped */
+	uint64_t back_stamp; /* what it returns to, if flipped */
 	uint8_t patches;
 	uint8_t back_patches;
 	uint8_t flipped;
@@ -39,11 +41,11 @@ struct region {
 	uint64_t digest;
 	uint64_t gen;
 	uint64_t rng;
-	size_t hot;			/* the working set: a window that wanders */
+	size_t hot; /* the working set: a window that wanders */
 	size_t pending[PENDING];
 	unsigned int pending_next;
 	unsigned int owner;
-	uint64_t want[PAGE_WORDS];	/* scratch */
+	uint64_t want[PAGE_WORDS]; /* scratch */
 };
 
 static uint64_t *page_words(struct region *r, size_t page)
@@ -54,8 +56,9 @@ static uint64_t *page_words(struct region *r, size_t page)
 static uint64_t record_digest(const struct record *rec, size_t page)
 {
 	return mix(rec->stamp ^ mix(page)) +
-	       mix(rec->back_stamp + page + ((uint64_t)rec->patches << 56 |
-		   (uint64_t)rec->back_patches << 48 | (uint64_t)rec->flipped << 40));
+	       mix(rec->back_stamp + page +
+		   ((uint64_t)rec->patches << 56 | (uint64_t)rec->back_patches << 48 |
+		    (uint64_t)rec->flipped << 40));
 }
 
 static void record_set(struct region *r, size_t page, struct record rec)
@@ -79,7 +82,8 @@ static bool page_verify(struct worker *w, struct region *r, size_t page)
 	if (memcmp(r->want, page_words(r, page), PAGE_BYTES) == 0)
 		return true;
 	content_explain(page_words(r, page), r->want, PAGE_WORDS, r->seed, text, sizeof(text));
-	worker_error(w, "page %zu of %zu at %p: %s", page, r->pages, (void *)page_words(r, page), text);
+	worker_error(w, "page %zu of %zu at %p: %s", page, r->pages, (void *)page_words(r, page),
+		     text);
 	/* Take it right again: one damage is one error. */
 	memcpy(page_words(r, page), r->want, PAGE_BYTES);
 	return false;
@@ -89,14 +93,17 @@ static void page_write(struct region *r, size_t page, uint64_t stamp, unsigned i
 {
 	content_make(r->want, PAGE_WORDS, stamp, patches, r->seed);
 	memcpy(page_words(r, page), r->want, PAGE_BYTES);
-	/* The compiler must not join two writes of one page: each is there to be seen by the migration. */
+	/*
+	 * The compiler must not join two writes of one page: each is there to be seen by the
+	 * migration.
+	 */
 	__asm__ volatile("" ::: "memory");
 }
 
 static void page_renew(struct region *r, size_t page, uint64_t stamp)
 {
 	page_write(r, page, stamp, 0);
-	record_set(r, page, (struct record){ .stamp = stamp });
+	record_set(r, page, (struct record){.stamp = stamp});
 }
 
 static void page_flip(struct region *r, size_t page)
@@ -117,7 +124,7 @@ static void page_unflip(struct region *r, size_t page)
 	struct record rec = r->records[page];
 
 	page_write(r, page, rec.back_stamp, rec.back_patches);
-	record_set(r, page, (struct record){ .stamp = rec.back_stamp, .patches = rec.back_patches });
+	record_set(r, page, (struct record){.stamp = rec.back_stamp, .patches = rec.back_patches});
 }
 
 static void page_rewrite(struct region *r, size_t page)
@@ -129,16 +136,24 @@ static void page_rewrite(struct region *r, size_t page)
 		return;
 	}
 	switch (rng_next(&r->rng) >> 60) {
-	case 0: case 1: case 2: case 3: case 4:
+	case 0:
+	case 1:
+	case 2:
+	case 3:
+	case 4:
 		page_renew(r, page, new_stamp(r, page));
 		break;
-	case 5: case 6: case 7:
+	case 5:
+	case 6:
+	case 7:
 		page_renew(r, page, new_stamp(r, page) | STAMP_COMPRESS);
 		break;
-	case 8: case 9:
+	case 8:
+	case 9:
 		page_write(r, page, rec.stamp, rec.patches);
 		break;
-	case 10: case 11:
+	case 10:
+	case 11:
 		if (rec.stamp == 0 || rec.patches == PATCH_MAX) {
 			page_renew(r, page, new_stamp(r, page));
 			break;
@@ -166,8 +181,9 @@ static void page_rewrite(struct region *r, size_t page)
 }
 
 /*
- * One rewrite in eight goes to a page that may wait to flip back, which gives it some sixty rewrites in between.
- * Most others fall on an eighth of the region, so that some pages are always hot.
+ * One rewrite in eight goes to a page that may wait to flip back, which gives it some sixty
+ * rewrites in between. Most others fall on an eighth of the region, so that some pages are always
+ * hot.
  */
 static size_t page_choose(struct region *r)
 {
@@ -194,8 +210,8 @@ static uint64_t region_verify(struct worker *w)
 		add(&w->slot->beats, 1);
 	}
 	if (digest != r->digest) {
-		worker_error(w, "records of %zu pages have digest %016llx, must have %016llx", r->pages,
-			     (unsigned long long)digest, (unsigned long long)r->digest);
+		worker_error(w, "records of %zu pages have digest %016llx, must have %016llx",
+			     r->pages, (unsigned long long)digest, (unsigned long long)r->digest);
 		r->digest = digest;
 	}
 	return r->pages;
@@ -228,7 +244,10 @@ static void region_fault(struct worker *w, struct region *r)
 	}
 }
 
-/* Every page once, in order. Until a page's turn it is zeros, and its record says so: verification always holds. */
+/*
+ * Every page once, in order. Until a page's turn it is zeros, and its record says so:
+ * verification always holds.
+ */
 static void region_fill(struct worker *w, struct region *r)
 {
 	for (size_t page = 0; page < r->pages; page++) {
@@ -236,11 +255,13 @@ static void region_fill(struct worker *w, struct region *r)
 		page_verify(w, r, page);
 		switch (page % 8) {
 		case 0:
-			break;	/* some stay untouched zeros */
+			break; /* some stay untouched zeros */
 		case 1:
 			page_renew(r, page, STAMP_SHARED | (1 + page / 8 % SHARED_KINDS));
 			break;
-		case 2: case 3: case 4:
+		case 2:
+		case 3:
+		case 4:
 			page_renew(r, page, new_stamp(r, page) | STAMP_COMPRESS);
 			break;
 		default:
@@ -261,7 +282,10 @@ void work_mem(struct worker *w)
 		r->pages = 1;
 	r->words = worker_map(w, r->pages * PAGE_BYTES);
 	r->records = worker_map(w, r->pages * sizeof(*r->records));
-	/* Half the workers keep small pages, so that both sizes of mapping are there where the kernel has both. */
+	/*
+	 * Half the workers keep small pages, so that both sizes of mapping are there where the
+	 * kernel has both.
+	 */
 	if (w->number % 2)
 		madvise(r->words, r->pages * PAGE_BYTES, MADV_NOHUGEPAGE);
 	r->seed = w->sh->seed;
@@ -285,7 +309,10 @@ void work_mem(struct worker *w)
 		if (rate && burst == 0) {
 			uint64_t now = now_ns();
 
-			/* Bursts of a fiftieth of a second; time lost (the machine was paused) is not made up for. */
+			/*
+			 * Bursts of a fiftieth of a second; time lost (the machine was paused) is
+			 * not made up for.
+			 */
 			burst = rate / 50 + 1;
 			due += burst * 1000000000u / rate;
 			if (due > now && due - now < 10000000000u) {

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The pair: a sender and a receiver, which pass numbered blocks of known content through the kernel.
+ * The pair: a sender and a receiver, which pass numbered blocks of known content through the
+ * kernel.
  *
- * A block goes one of three ways: whole through a pipe; by pwrite() into a shared file that the receiver has mapped;
- * or by a store into the mapping, for the receiver to pread(). So the copy that is checked was made by the kernel, in
- * pages that are nobody's anonymous memory. A token through the pipe says which block went which way; the receiver
- * answers each with its number, and the sender is never more than half the ring ahead.
+ * A block goes one of three ways: whole through a pipe; by pwrite() into a shared file that the
+ * receiver has mapped; or by a store into the mapping, for the receiver to pread(). So the copy
+ * that is checked was made by the kernel, in pages that are nobody's anonymous memory. A token
+ * through the pipe says which block went which way; the receiver answers each with its number,
+ * and the sender is never more than half the ring ahead.
  */
 #include <errno.h>
 #include <poll.h>
@@ -16,12 +18,12 @@
 #include "content.h"
 #include "work.h"
 
-#define BLOCK_PAGES	4u
-#define BLOCK_BYTES	(BLOCK_PAGES * PAGE_BYTES)
-#define BLOCK_WORDS	(BLOCK_PAGES * PAGE_WORDS)
-#define RING_BLOCKS	16u
-_Static_assert(RING_BLOCKS * BLOCK_BYTES == PAIR_RING_BYTES, "the ring and its file");
-#define OWNER		63u	/* in stamps: no memory worker has this number */
+#define BLOCK_PAGES 4u
+#define BLOCK_BYTES (BLOCK_PAGES * PAGE_BYTES)
+#define BLOCK_WORDS (BLOCK_PAGES * PAGE_WORDS)
+#define RING_BLOCKS 16u
+_Static_assert(RING_BLOCKS *BLOCK_BYTES == PAIR_RING_BYTES, "the ring and its file");
+#define OWNER 63u /* in stamps: no memory worker has this number */
 
 enum way {
 	WAY_PIPE,
@@ -38,7 +40,7 @@ struct token {
 struct sender {
 	unsigned char *map;
 	uint64_t sent, answered;
-	uint64_t stamps[RING_BLOCKS];	/* what each ring block holds; 0: zeros, never written */
+	uint64_t stamps[RING_BLOCKS]; /* what each ring block holds; 0: zeros, never written */
 	uint64_t want[BLOCK_WORDS], have[BLOCK_WORDS];
 };
 
@@ -106,7 +108,8 @@ static bool block_verify(struct worker *w, const char *where, uint64_t block, co
 
 static void *ring_map(struct worker *w)
 {
-	void *p = mmap(NULL, RING_BLOCKS * BLOCK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, w->ring_fd, 0);
+	void *p = mmap(NULL, RING_BLOCKS * BLOCK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED,
+		       w->ring_fd, 0);
 
 	if (p == MAP_FAILED)
 		worker_die(w, "mmap of the shared ring");
@@ -136,7 +139,8 @@ static uint64_t ring_verify(struct worker *w)
 		content_make(s->want, BLOCK_WORDS, s->stamps[i], 0, w->sh->seed);
 		memcpy(s->have, s->map + block_offset(i), BLOCK_BYTES);
 		block_verify(w, "mapped", i, s->have, s->want);
-		if (pread(w->ring_fd, s->have, BLOCK_BYTES, block_offset(i)) != (ssize_t)BLOCK_BYTES)
+		if (pread(w->ring_fd, s->have, BLOCK_BYTES, block_offset(i)) !=
+		    (ssize_t)BLOCK_BYTES)
 			worker_die(w, "pread of the shared ring");
 		block_verify(w, "file", i, s->have, s->want);
 	}
@@ -145,7 +149,7 @@ static uint64_t ring_verify(struct worker *w)
 
 static void send_block(struct worker *w, struct sender *s)
 {
-	struct token token = { .block = ++s->sent, .way = s->sent % WAYS };
+	struct token token = {.block = ++s->sent, .way = s->sent % WAYS};
 	off_t offset = block_offset(token.block);
 
 	content_make(s->want, BLOCK_WORDS, block_stamp(token.block), 0, w->sh->seed);
@@ -194,7 +198,7 @@ void work_recv(struct worker *w)
 	uint64_t next = 1;
 
 	for (;; next++) {
-		struct pollfd p = { .fd = w->pipe_in, .events = POLLIN };
+		struct pollfd p = {.fd = w->pipe_in, .events = POLLIN};
 
 		while (poll(&p, 1, 500) <= 0)
 			add(&w->slot->beats, 1);

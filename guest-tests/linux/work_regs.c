@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The register worker: known values in every vector, x87 and control register that the CPU has, left there while the
- * kernel switches contexts and the machine moves, then stored and compared bit by bit; and a calculation in floating
- * point whose result, to the last bit, is known.
+ * The register worker: known values in every vector, x87 and control register that the CPU has,
+ * left there while the kernel switches contexts and the machine moves, then stored and compared
+ * bit by bit; and a calculation in floating point whose result, to the last bit, is known.
  *
- * A register lives only in the machine's state, never in a memory page, so this is what checks the XSAVE image.
+ * A register lives only in the machine's state, never in a memory page, so this is what checks
+ * the XSAVE image.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -12,15 +13,15 @@
 #include "content.h"
 #include "work.h"
 
-#define VECTORS		32
-#define VECTOR_BYTES	64
-#define YIELDS		16	/* system calls with the registers loaded */
-#define SPIN		2000	/* loop turns between them */
+#define VECTORS 32
+#define VECTOR_BYTES 64
+#define YIELDS 16 /* system calls with the registers loaded */
+#define SPIN 2000 /* loop turns between them */
 
 struct regs {
 	unsigned char vector[VECTORS][VECTOR_BYTES];
-	uint64_t mask[8];		/* k0-k7 */
-	unsigned char x87[8][16];	/* 80 bits each */
+	uint64_t mask[8];	  /* k0-k7 */
+	unsigned char x87[8][16]; /* 80 bits each */
 };
 
 enum level {
@@ -29,13 +30,19 @@ enum level {
 	LEVEL_AVX512,
 };
 
-/* MXCSR with rounding to zero, control word with rounding down and single precision: neither is the default. */
+/*
+ * MXCSR with rounding to zero, control word with rounding down and single precision: neither is
+ * the default.
+ */
 static const uint32_t mxcsr_test = 0x1f80 | 0x6000;
 static const uint16_t x87_test = 0x037f - 0x0300 + 0x0400;
 
+/* The macros below are lists of assembly, one line an instruction. */
+/* clang-format off */
+
 /*
- * What happens between loading and storing: YIELDS times sched_yield (system call 24, which clobbers rax, rcx and
- * r11) and a spin. rbx counts the one, rcx the other.
+ * What happens between loading and storing: YIELDS times sched_yield (system call 24, which
+ * clobbers rax, rcx and r11) and a spin. rbx counts the one, rcx the other.
  */
 #define WAIT \
 	"mov %[yields], %%ebx\n" \
@@ -49,31 +56,32 @@ static const uint16_t x87_test = 0x037f - 0x0300 + 0x0400;
 	"dec %%ebx\n" \
 	"jnz 1b\n"
 
-#define X16(M, in) \
-	M(in, 0) M(in, 1) M(in, 2) M(in, 3) M(in, 4) M(in, 5) M(in, 6) M(in, 7) \
-	M(in, 8) M(in, 9) M(in, 10) M(in, 11) M(in, 12) M(in, 13) M(in, 14) M(in, 15)
-#define X32(M, in) \
-	X16(M, in) \
-	M(in, 16) M(in, 17) M(in, 18) M(in, 19) M(in, 20) M(in, 21) M(in, 22) M(in, 23) \
-	M(in, 24) M(in, 25) M(in, 26) M(in, 27) M(in, 28) M(in, 29) M(in, 30) M(in, 31)
+/* M for each register number. r is the name of the operand with the address of a struct regs. */
+#define X8(M, r) M(r, 0) M(r, 1) M(r, 2) M(r, 3) M(r, 4) M(r, 5) M(r, 6) M(r, 7)
+#define X16(M, r) \
+	X8(M, r) M(r, 8) M(r, 9) M(r, 10) M(r, 11) M(r, 12) M(r, 13) M(r, 14) M(r, 15)
+#define X32(M, r) \
+	X16(M, r) \
+	M(r, 16) M(r, 17) M(r, 18) M(r, 19) M(r, 20) M(r, 21) M(r, 22) M(r, 23) \
+	M(r, 24) M(r, 25) M(r, 26) M(r, 27) M(r, 28) M(r, 29) M(r, 30) M(r, 31)
+
 #define LOAD_SSE(r, n) "movups " #n "*64(%[" #r "]), %%xmm" #n "\n"
 #define STORE_SSE(r, n) "movups %%xmm" #n ", " #n "*64(%[" #r "])\n"
 #define LOAD_AVX(r, n) "vmovups " #n "*64(%[" #r "]), %%ymm" #n "\n"
 #define STORE_AVX(r, n) "vmovups %%ymm" #n ", " #n "*64(%[" #r "])\n"
 #define LOAD_AVX512(r, n) "vmovups " #n "*64(%[" #r "]), %%zmm" #n "\n"
 #define STORE_AVX512(r, n) "vmovups %%zmm" #n ", " #n "*64(%[" #r "])\n"
-#define X8(M, in) \
-	M(in, 0) M(in, 1) M(in, 2) M(in, 3) M(in, 4) M(in, 5) M(in, 6) M(in, 7)
 #define LOAD_K(r, n) "kmovw 2048+" #n "*8(%[" #r "]), %%k" #n "\n"
 #define STORE_K(r, n) "kmovw %%k" #n ", 2048+" #n "*8(%[" #r "])\n"
-/* The stack of x87 registers: stored in the reverse order of loading. */
+/* The x87 registers are a stack: stored in the reverse order of loading. */
 #define LOAD_X87(r, n) "fldt 2048+64+" #n "*16(%[" #r "])\n"
 #define STORE_X87(r, n) "fstpt 2048+64+(7-" #n ")*16(%[" #r "])\n"
 
 #define OPERANDS(in, out) \
 	: : [in] "r"(in), [out] "r"(out), [yields] "i"(YIELDS), [spin] "i"(SPIN) \
-	: "rax", "rbx", "rcx", "r11", "memory", "cc", "st", "st(1)", "st(2)", "st(3)", "st(4)", \
-	  "st(5)", "st(6)", "st(7)", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", \
+	: "rax", "rbx", "rcx", "r11", "memory", "cc", \
+	  "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)", "st(7)", \
+	  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", \
 	  "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
 
 _Static_assert(offsetof(struct regs, mask) == 2048 && offsetof(struct regs, x87) == 2048 + 64,
@@ -81,24 +89,33 @@ _Static_assert(offsetof(struct regs, mask) == 2048 && offsetof(struct regs, x87)
 
 static void hold_sse(const struct regs *in, struct regs *out)
 {
-	__asm__ volatile(X8(LOAD_X87, in) X16(LOAD_SSE, in) WAIT X16(STORE_SSE, out) X8(STORE_X87, out)
+	__asm__ volatile(X8(LOAD_X87, in) X16(LOAD_SSE, in)
+			 WAIT
+			 X16(STORE_SSE, out) X8(STORE_X87, out)
 			 OPERANDS(in, out));
 }
 
 static void hold_avx(const struct regs *in, struct regs *out)
 {
-	__asm__ volatile(X8(LOAD_X87, in) X16(LOAD_AVX, in) WAIT X16(STORE_AVX, out) "vzeroupper\n"
-			 X8(STORE_X87, out)
+	__asm__ volatile(X8(LOAD_X87, in) X16(LOAD_AVX, in)
+			 WAIT
+			 X16(STORE_AVX, out) "vzeroupper\n" X8(STORE_X87, out)
 			 OPERANDS(in, out));
 }
 
-/* zmm16-31 and the masks are unknown to a compiler that was not told of AVX-512, so nothing of its own is in them. */
+/*
+ * zmm16-31 and the masks are unknown to a compiler that was not told of AVX-512, so nothing of
+ * its own is in them.
+ */
 static void hold_avx512(const struct regs *in, struct regs *out)
 {
-	__asm__ volatile(X8(LOAD_X87, in) X32(LOAD_AVX512, in) X8(LOAD_K, in) WAIT
+	__asm__ volatile(X8(LOAD_X87, in) X32(LOAD_AVX512, in) X8(LOAD_K, in)
+			 WAIT
 			 X8(STORE_K, out) X32(STORE_AVX512, out) "vzeroupper\n" X8(STORE_X87, out)
 			 OPERANDS(in, out));
 }
+
+/* clang-format on */
 
 static enum level cpu_level(void)
 {
@@ -111,8 +128,7 @@ static enum level cpu_level(void)
 const char *regs_level(void)
 {
 	static const char *const names[] = {
-		[LEVEL_SSE] = "sse", [LEVEL_AVX] = "avx", [LEVEL_AVX512] = "avx512"
-	};
+		[LEVEL_SSE] = "sse", [LEVEL_AVX] = "avx", [LEVEL_AVX512] = "avx512"};
 
 	return names[cpu_level()];
 }
@@ -120,7 +136,7 @@ const char *regs_level(void)
 /* Pseudo-random values for every register the level has; zero for those it has not. */
 static void regs_fill(struct regs *r, enum level level, uint64_t *rng)
 {
-	static const size_t bytes[] = { [LEVEL_SSE] = 16, [LEVEL_AVX] = 32, [LEVEL_AVX512] = 64 };
+	static const size_t bytes[] = {[LEVEL_SSE] = 16, [LEVEL_AVX] = 32, [LEVEL_AVX512] = 64};
 	size_t vectors = level == LEVEL_AVX512 ? 32 : 16;
 
 	memset(r, 0, sizeof(*r));
@@ -132,7 +148,10 @@ static void regs_fill(struct regs *r, enum level level, uint64_t *rng)
 		}
 	}
 	for (size_t k = 0; k < 8; k++) {
-		/* kmovw holds 16 bits and stores 16; a normal, finite number of 80 bits loads and stores as it is. */
+		/*
+		 * kmovw holds 16 bits and stores 16; a normal, finite number of 80 bits loads and
+		 * stores as it is.
+		 */
 		uint64_t mantissa = rng_next(rng) | UINT64_C(1) << 63;
 		uint16_t exponent = (uint16_t)(0x3fff - 40 + rng_next(rng) % 80);
 
@@ -143,7 +162,10 @@ static void regs_fill(struct regs *r, enum level level, uint64_t *rng)
 	}
 }
 
-/* A chaotic series: a single wrong bit anywhere grows to a wrong result. volatile keeps it at run time. */
+/*
+ * A chaotic series: a single wrong bit anywhere grows to a wrong result. volatile keeps it at run
+ * time.
+ */
 static double series(void)
 {
 	volatile double x = 0.3, r = 3.99;
@@ -184,11 +206,14 @@ static void regs_round(struct worker *w, enum level level, uint64_t *rng, double
 	if (memcmp(&in, &out, sizeof(in)) != 0) {
 		for (at = 0; ((unsigned char *)&in)[at] == ((unsigned char *)&out)[at]; at++)
 			;
-		worker_error(w, "registers came back different: byte %zu of the image (vectors of 64 from 0, masks "
-			     "from 2048, x87 from 2112)", at);
+		worker_error(w,
+			     "registers came back different: byte %zu of the image (vectors of 64 "
+			     "from 0, masks "
+			     "from 2048, x87 from 2112)",
+			     at);
 	} else if (mxcsr_now != mxcsr_test || x87_now != x87_test) {
-		worker_error(w, "mxcsr is 0x%x, was 0x%x; x87 control word is 0x%x, was 0x%x", mxcsr_now,
-			     mxcsr_test, x87_now, x87_test);
+		worker_error(w, "mxcsr is 0x%x, was 0x%x; x87 control word is 0x%x, was 0x%x",
+			     mxcsr_now, mxcsr_test, x87_now, x87_test);
 	} else if (memcmp(&got, &want, sizeof(got)) != 0) {
 		worker_error(w, "a calculation gave %.17g, must give %.17g", got, want);
 	} else {

@@ -126,6 +126,7 @@ int harness_slow(int ms);      /* a timeout with the factor on it, for waits of 
 struct stream {
 	int fd;	      /* -1 after its end */
 	int copy_fd;  /* the file beside it */
+	const char *copy_path;
 	char *buf;    /* NUL-terminated */
 	size_t len, cap;
 	size_t taken; /* [0, taken) has been given out as lines or skipped */
@@ -142,6 +143,7 @@ struct proc {
 	size_t inlen;
 	struct stream out, err;
 	int status;	/* exit code, or 128 + the signal; -1 while it runs */
+	bool guest;	/* runs one: a last line that is cut goes on in another process */
 	char *fatal;	/* see proc_fatal(); NULL for none */
 };
 
@@ -157,14 +159,14 @@ struct proc *godwit_start(const char *label, const char *cmd, ...) __attribute__
 
 /*
  * Runs a godwit command to its end (30 s), which must have this exit code (-1: any). Its output is
- * in ->out.buf and ->err.buf, its code in ->status.
+ * in ->out.buf and ->err.buf, its code in ->status. Its log files go when it has gone as expected.
  */
 struct proc *godwit_run(int exit_code, const char *cmd, ...) __attribute__((sentinel));
 
 /*
  * The next line on stdout (proc_expect_err: stderr) that matches an extended regular expression,
  * without its newline. Lines before it are passed over for good. The last line counts without a
- * newline once the output has ended. Fails the test when it does not come in time, or cannot come
+ * newline once the output has ended, but not that of a guest, which a move may have cut. Fails the test when it does not come in time, or cannot come
  * any more. The text lives as long as the test.
  */
 const char *proc_expect(struct proc *p, const char *regex, int timeout_ms);
@@ -293,6 +295,13 @@ void guest_moved(struct guest *g, struct dest *d);
  */
 void guest_move(struct guest *g, struct move *m, const char *uri, ...) __attribute__((sentinel));
 
+/*
+ * A link of limited speed in front of d: connections to the URI that it gives are passed on. With
+ * it a move takes as long as a test needs, however fast the host is. The limit holds from source to
+ * destination, over all connections.
+ */
+const char *slow_link(const struct dest *d, uint64_t bytes_per_s);
+
 /* ---- each call above that may fail tells where it was made ---- */
 
 #ifndef GODWIT_HARNESS_PRIVATE_H
@@ -319,6 +328,7 @@ void guest_move(struct guest *g, struct move *m, const char *uri, ...) __attribu
 #define guest_move(...)	     (HARNESS_AT, guest_move(__VA_ARGS__))
 #define dest_start(...)	     (HARNESS_AT, dest_start(__VA_ARGS__))
 #define move_report(...)     (HARNESS_AT, move_report(__VA_ARGS__))
+#define slow_link(...)	     (HARNESS_AT, slow_link(__VA_ARGS__))
 #endif
 
 #endif

@@ -130,6 +130,7 @@ void guest_start(struct guest *g, const char *name, ...)
 	words_add_list(&w, ap);
 	va_end(ap);
 	g->proc = proc_startv(name, w.argv);
+	g->proc->guest = true;
 }
 
 const char *guest_expect(struct guest *g, const char *regex, int timeout_ms)
@@ -178,6 +179,7 @@ static void dest_startv(struct dest *d, const char *name, const char *uri, va_li
 		uri = harness_path("unix:%s/move%u", harness_tmp(), sockets++);
 	words_add(&w, uri);
 	d->proc = proc_startv(name ? name : "receive", w.argv);
+	d->proc->guest = true;
 	line = proc_expect(d->proc, "^listening ", LISTEN_TIMEOUT);
 	snprintf(d->uri, sizeof(d->uri), "%s", line + strlen("listening "));
 }

@@ -62,12 +62,11 @@ void words_add_list(struct words *w, va_list ap)
 
 static void stream_init(struct stream *s, int fd, const char *label, const char *kind)
 {
-	const char *path = harness_path("%s/%02u-%s.%s", harness_tmp(), n_procs, label, kind);
-
+	s->copy_path = harness_path("%s/%02u-%s.%s", harness_tmp(), n_procs, label, kind);
 	s->fd = fd;
-	s->copy_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	s->copy_fd = open(s->copy_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (s->copy_fd < 0)
-		fail_test("%s: %s", path, strerror(errno));
+		fail_test("%s: %s", s->copy_path, strerror(errno));
 	s->cap = 4096;
 	s->buf = malloc(s->cap);
 	if (!s->buf)
@@ -178,6 +177,9 @@ struct proc *godwit_run(int exit_code, const char *cmd, ...)
 		proc_wait(p, RUN_TIMEOUT);
 	else
 		proc_ended(p, exit_code, RUN_TIMEOUT);
+	/* There may be hundreds, and what failed is somewhere else. */
+	unlink(p->out.copy_path);
+	unlink(p->err.copy_path);
 	return p;
 }
 
@@ -398,14 +400,14 @@ static bool matches(const char *line, const char *regex)
 }
 
 /* The next line that has come whole, or the rest after the end of output; NULL: not there yet. */
-static char *take_line(struct stream *s)
+static char *take_line(struct stream *s, bool only_whole)
 {
 	char *from = s->buf + s->taken;
 	char *end = memchr(from, '\n', s->len - s->taken);
 	size_t len;
 	char *line;
 
-	if (!end && (s->fd >= 0 || s->taken == s->len))
+	if (!end && (only_whole || s->fd >= 0 || s->taken == s->len))
 		return NULL;
 	len = end ? (size_t)(end - from) : s->len - s->taken;
 	line = harness_copy(from, len);
@@ -426,7 +428,7 @@ static char *wait_line(struct proc *p, struct stream *s, const char *regex, int 
 	if (regex)
 		compile(&re, regex);
 	for (;;) {
-		while ((line = take_line(s))) {
+		while ((line = take_line(s, p->guest && s == &p->out))) {
 			if (s == &p->out && p->fatal && matches(line, p->fatal))
 				fail_test("%s: said '%s'", p->label, line);
 			if (!regex || regexec(&re, line, 0, NULL, 0) == 0)

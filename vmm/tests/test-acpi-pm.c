@@ -176,8 +176,7 @@ START_TEST(test_save_and_load)
 	ck_assert_int_eq(fixture_load(other, s.data, s.len), 0);
 	ck_assert(sci());
 	other->dev->ops->resume(other->dev);
-	ck_assert_uint_eq(bus_read(&other->vm.pio, STS, 4),
-			  bus_read(&f->vm.pio, STS, 4));
+	ck_assert_uint_eq(bus_read(&other->vm.pio, STS, 4), bus_read(&f->vm.pio, STS, 4));
 	ck_assert_uint_eq(bus_read(&other->vm.pio, STS, 4), (uint64_t)0x0120 << 16 | PWRBTN);
 	ck_assert_uint_eq(in16(other, CNT), 0x0c03);
 	ck_assert_uint_eq(fixture_in(other, ACPI_RESET_PORT), 0x02);

@@ -186,6 +186,7 @@ static void check_madt(uint32_t vcpus)
 			ck_assert_uint_eq(e[1], 10);
 			if (e[3] == 0 && get(e, 4, 4) == 2 && get(e, 8, 2) == 0)
 				pit++;
+			/* Level, active high. */
 			if (e[3] == IRQ_SCI && get(e, 4, 4) == IRQ_SCI && get(e, 8, 2) == 0xd)
 				sci++;
 			break;

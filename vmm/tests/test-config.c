@@ -123,12 +123,12 @@ END_TEST
 
 START_TEST(bad_values)
 {
-	static const char *const sizes[] = {"0",    "1",     "15M", "x",	     "512MB", "-1",
-					    "1.5G", "16M ",  "",    "99999999999999P", "16777217"};
+	static const char *const sizes[] = {"0",       "1",    "15M",  "x", "512MB",
+					    "-1",      "1.5G", "16M ", "",  "99999999999999P",
+					    "16777217"};
 	static const char *const counts[] = {"0", "-1", "", "x", "1x", "4294967296", "1.0"};
 	static const char *const times[] = {"0", "0ms", "-1s", "x", "5 s", "99999999999h", ""};
-	static const char *const names[] = {"",	   "a/b", "a b", ".", "..",   ".x",
-					    "-x",  "\xc3\xa4"};
+	static const char *const names[] = {"", "a/b", "a b", ".", "..", ".x", "-x", "\xc3\xa4"};
 	char long_name[VM_NAME_MAX + 1];
 
 	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
@@ -190,8 +190,8 @@ END_TEST
 START_TEST(uris)
 {
 	static const char *const good[] = {"tcp:h:1", "tcp:[::1]:0", "tcp::0", "unix:/x", "unix:x"};
-	static const char *const bad[] = {"", "tcp:", "tcp:h", "tcp:h:", "unix:", "udp:h:1", "fd:3",
-					  "/x"};
+	static const char *const bad[] = {
+		"", "tcp:", "tcp:h", "tcp:h:", "unix:", "udp:h:1", "fd:3", "/x"};
 	char uri[MIGRATE_URI_MAX + 8] = "unix:";
 
 	for (size_t i = 0; i < ARRAY_SIZE(good); i++)

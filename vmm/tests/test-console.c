@@ -678,7 +678,9 @@ static void leave(enum way_out way, int slave, int ready)
 START_TEST(test_every_way_out)
 {
 	static const int by_signal[N_WAYS_OUT] = {
-		[OUT_SIGTERM] = SIGTERM, [OUT_SIGINT] = SIGINT, [OUT_SIGHUP] = SIGHUP,
+		[OUT_SIGTERM] = SIGTERM,
+		[OUT_SIGINT] = SIGINT,
+		[OUT_SIGHUP] = SIGHUP,
 		[OUT_SIGQUIT] = SIGQUIT,
 	};
 	int master, slave, ready[2], status;
@@ -815,8 +817,7 @@ static void shell(int slave)
 			loop_step(&loop, 20 * NS_PER_MS);
 		if (is_raw(slave) || write(go[1], "", 1) != 1)
 			_exit(2);
-		for (uint64_t end = now_ns() + PATIENCE;
-		     !chan_recv_avail(&chan) && now_ns() < end;)
+		for (uint64_t end = now_ns() + PATIENCE; !chan_recv_avail(&chan) && now_ns() < end;)
 			loop_step(&loop, 20 * NS_PER_MS);
 		_exit(chan_recv_avail(&chan) && is_raw(slave) ? 0 : 3);
 	}

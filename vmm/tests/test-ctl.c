@@ -533,15 +533,15 @@ START_TEST(client_calls)
 			 -EREMOTEIO);
 	ck_assert_ptr_nonnull(strstr(err.text, "no command"));
 	memset(&err, 0, sizeof(err));
-	ck_assert_int_eq(ctl_call("nobody", json_pack("{s:s}", "cmd", "echo"), NS_PER_SEC, NULL,
-				  &err),
-			 -ENOENT);
+	ck_assert_int_eq(
+		ctl_call("nobody", json_pack("{s:s}", "cmd", "echo"), NS_PER_SEC, NULL, &err),
+		-ENOENT);
 	ck_assert_ptr_nonnull(strstr(err.text, "'nobody'"));
 	/* An answer that does not come. */
 	memset(&err, 0, sizeof(err));
-	ck_assert_int_eq(ctl_call("g", json_pack("{s:s}", "cmd", "hold"), 50 * NS_PER_MS, NULL,
-				  &err),
-			 -ETIMEDOUT);
+	ck_assert_int_eq(
+		ctl_call("g", json_pack("{s:s}", "cmd", "hold"), 50 * NS_PER_MS, NULL, &err),
+		-ETIMEDOUT);
 	loop_post(&srv.loop, &srv.release_task);
 }
 END_TEST
@@ -629,7 +629,8 @@ END_TEST
 
 #define RACERS 6
 
-/* One racer: waits for the start, claims, tells by a byte whether it got the name, then holds it. */
+/* One racer: waits for the start, claims, tells by a byte whether it got the name, then holds it.
+ */
 static void race(int start, int result, int end)
 {
 	struct rundir_claim c;

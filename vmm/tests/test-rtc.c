@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The clock through its two ports. Tests of interrupts wait for real time to pass: under 2 s each. */
+/* The clock through its two ports. Tests of interrupts wait for real time to pass: under 2 s each.
+ */
 #include "device-fixture.h"
 
 #include <pthread.h>
@@ -149,8 +150,9 @@ START_TEST(test_set_and_get)
 	static const struct {
 		int year, mon, day, h, m, s, weekday;
 	} times[] = {
-		{2024, 2, 29, 23, 59, 58, 5}, {2000, 1, 1, 0, 0, 0, 7},	  {1999, 12, 31, 12, 34, 56, 6},
-		{1970, 1, 1, 0, 0, 0, 5},     {2038, 1, 19, 3, 14, 8, 3}, {2099, 6, 15, 11, 0, 1, 2},
+		{2024, 2, 29, 23, 59, 58, 5},  {2000, 1, 1, 0, 0, 0, 7},
+		{1999, 12, 31, 12, 34, 56, 6}, {1970, 1, 1, 0, 0, 0, 5},
+		{2038, 1, 19, 3, 14, 8, 3},    {2099, 6, 15, 11, 0, 1, 2},
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(times); i++) {
@@ -168,7 +170,7 @@ START_TEST(test_number_formats)
 	static const struct {
 		unsigned h24, bcd12, bin12;
 	} hours[] = {
-		{0, 0x12, 12}, {1, 0x01, 1},	    {11, 0x11, 11},
+		{0, 0x12, 12},	  {1, 0x01, 1},	    {11, 0x11, 11},
 		{12, 0x92, 0x8c}, {13, 0x81, 0x81}, {23, 0x91, 0x8b},
 	};
 
@@ -287,12 +289,8 @@ START_TEST(test_alarm)
 		unsigned h, m, s;
 		bool hits;
 	} alarms[] = {
-		{0x10, 0x21, 0x00, true},
-		{0xff, 0xff, 0x00, true},
-		{0xc0, 0x21, 0xff, true},
-		{0x10, 0x21, 0x01, false},
-		{0x11, 0x21, 0x00, false},
-		{0xff, 0x20, 0xff, false},
+		{0x10, 0x21, 0x00, true},  {0xff, 0xff, 0x00, true},  {0xc0, 0x21, 0xff, true},
+		{0x10, 0x21, 0x01, false}, {0x11, 0x21, 0x00, false}, {0xff, 0x20, 0xff, false},
 	};
 
 	/* The clock is at the same half second for all of them: one wait for each. */
@@ -569,8 +567,13 @@ START_TEST(test_load_hostile)
 		size_t at;
 		uint8_t value;
 	} bad[] = {
-		{0, 0x80}, {1 + A, 0xa6}, {1 + C, 0x01}, {1 + D, 0}, {1 + 128 + 6, 0x7f},
-		{1 + 128 + 8 + 3, 0x7f}, {1 + 128 + 12 + 6, 0x7f},
+		{0, 0x80},
+		{1 + A, 0xa6},
+		{1 + C, 0x01},
+		{1 + D, 0},
+		{1 + 128 + 6, 0x7f},
+		{1 + 128 + 8 + 3, 0x7f},
+		{1 + 128 + 12 + 6, 0x7f},
 	};
 	struct sbuf s;
 

@@ -100,7 +100,7 @@ static size_t fill_channel(void)
 {
 	size_t n = 0;
 
-	while (in(UART_LSR) & UART_LSR_THRE) {
+	while (in(UART_LSR)&UART_LSR_THRE) {
 		out(UART_TX, 'a' + (unsigned)n % 26);
 		n++;
 	}
@@ -187,12 +187,12 @@ START_TEST(test_linux_autoconfig)
 	unsigned count;
 
 	out(UART_IER, 0);
-	ck_assert_uint_eq(in(UART_IER) & 0x0f, 0);
+	ck_assert_uint_eq(in(UART_IER)&0x0f, 0);
 	out(UART_IER, 0x0f);
-	ck_assert_uint_eq(in(UART_IER) & 0x0f, 0x0f);
+	ck_assert_uint_eq(in(UART_IER)&0x0f, 0x0f);
 	out(UART_IER, 0);
 	out(UART_MCR, UART_MCR_LOOP | 0x0a);
-	ck_assert_uint_eq(in(UART_MSR) & 0xf0, 0x90);
+	ck_assert_uint_eq(in(UART_MSR)&0xf0, 0x90);
 	out(UART_MCR, 0);
 
 	out(UART_LCR, UART_LCR_CONF_MODE_B);
@@ -209,7 +209,7 @@ START_TEST(test_linux_autoconfig)
 	out(UART_LCR, 0);
 	out(UART_MCR, UART_MCR_LOOP);
 	out(UART_LCR, 0xe0);
-	ck_assert_uint_eq(in(UART_IIR) & UART_MCR_LOOP, 0);
+	ck_assert_uint_eq(in(UART_IIR)&UART_MCR_LOOP, 0);
 	out(UART_LCR, 0);
 	out(UART_MCR, 0);
 	/* No 64-byte FIFO (TI16750), with and without DLAB. */
@@ -227,7 +227,7 @@ START_TEST(test_linux_autoconfig)
 	out(UART_LCR, UART_LCR_WLEN8);
 	for (count = 0; count < 256; count++)
 		out(UART_TX, count);
-	for (count = 0; (in(UART_LSR) & UART_LSR_DR) && count < 256; count++)
+	for (count = 0; (in(UART_LSR)&UART_LSR_DR) && count < 256; count++)
 		ck_assert_uint_eq(in(UART_RX), count);
 	ck_assert_uint_eq(count, FIFO);
 	ck_assert_str_eq(drain(&chan), "");
@@ -248,7 +248,7 @@ START_TEST(test_linux_tx_checks)
 	out(UART_MCR, UART_MCR_OUT2);
 	out(UART_IER, UART_IER_THRI);
 	ck_assert(irq_level());
-	ck_assert_uint_eq(in(UART_LSR) & UART_LSR_TEMT, UART_LSR_TEMT);
+	ck_assert_uint_eq(in(UART_LSR)&UART_LSR_TEMT, UART_LSR_TEMT);
 	ck_assert_uint_eq(in(UART_IIR), UART_IIR_THRI);
 	out(UART_IER, 0);
 	ck_assert_uint_eq(irq_rises(), 3);
@@ -368,7 +368,7 @@ START_TEST(test_receive_trigger)
 		for (unsigned n = 1; n <= level + 1; n++) {
 			type("z");
 			ck_assert(irq_level());
-			ck_assert_uint_eq(in(UART_IIR) & UART_IIR_ID,
+			ck_assert_uint_eq(in(UART_IIR)&UART_IIR_ID,
 					  n < level ? UART_IIR_RX_TIMEOUT : UART_IIR_RDI);
 		}
 		irq_rises();
@@ -422,13 +422,13 @@ START_TEST(test_fcr)
 		};
 
 		out(UART_TX, 'x');
-		ck_assert(in(UART_LSR) & UART_LSR_DR);
+		ck_assert(in(UART_LSR)&UART_LSR_DR);
 		out(UART_FCR, fcr[i]);
-		ck_assert(!(in(UART_LSR) & UART_LSR_DR));
+		ck_assert(!(in(UART_LSR)&UART_LSR_DR));
 	}
 	out(UART_TX, 'x');
 	out(UART_FCR, UART_FCR_ENABLE_FIFO | UART_FCR_CLEAR_XMIT);
-	ck_assert(in(UART_LSR) & UART_LSR_DR);
+	ck_assert(in(UART_LSR)&UART_LSR_DR);
 }
 END_TEST
 
@@ -525,7 +525,7 @@ END_TEST
 START_TEST(test_input_waits_for_listener)
 {
 	type("piped");
-	ck_assert(in(UART_LSR) & UART_LSR_DR); /* a guest that never saw MCR gets it as it is */
+	ck_assert(in(UART_LSR)&UART_LSR_DR); /* a guest that never saw MCR gets it as it is */
 	out(UART_MCR, 0);
 	out(UART_FCR, UART_FCR_ENABLE_FIFO);
 	out(UART_FCR, UART_FCR_ENABLE_FIFO | UART_FCR_CLEAR_RCVR | UART_FCR_CLEAR_XMIT);
@@ -540,7 +540,7 @@ START_TEST(test_input_waits_for_listener)
 
 	out(UART_IER, UART_IER_RDI);
 	ck_assert(irq_level());
-	ck_assert(in(UART_LSR) & UART_LSR_DR);
+	ck_assert(in(UART_LSR)&UART_LSR_DR);
 	ck_assert_uint_eq(in(UART_RX), 'p');
 	out(UART_IER, 0);
 	ck_assert_uint_eq(in(UART_LSR), TX_IDLE);
@@ -774,7 +774,7 @@ static void *stress_sender(void *arg)
 
 	(void)arg;
 	for (unsigned i = 0; i < STRESS_BYTES && now_ns() < deadline;) {
-		if (in(UART_LSR) & UART_LSR_THRE)
+		if (in(UART_LSR)&UART_LSR_THRE)
 			out(UART_TX, i++ & 0xff);
 	}
 	return NULL;
@@ -787,7 +787,7 @@ static void *stress_receiver(void *arg)
 	unsigned *wrong = arg;
 
 	for (unsigned i = 0; i < STRESS_BYTES && now_ns() < deadline;) {
-		if (in(UART_LSR) & UART_LSR_DR)
+		if (in(UART_LSR)&UART_LSR_DR)
 			*wrong += in(UART_RX) != (i++ & 0xff);
 		else
 			in(UART_IIR);

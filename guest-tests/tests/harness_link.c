@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A slow link: a process that passes connections on, from the source to a receiver no faster than
+ * it is told, and back at any speed.
+ *
+ * Theory of operation: both sides of a connection are read only when the other one's buffer is
+ * empty. Reading from the source takes from an allowance that grows with time, by a tenth of a
+ * second's worth at most.
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "harness_private.h"
+
+#define MAX_CONNS 32
+#define CHUNK	  16384
+#define TICK_MS	  5
+
+struct half {
+	int fd; /* read from here into the buffer; -1 when it has ended */
+	int to; /* which is written there */
+	char buf[CHUNK];
+	size_t len;
+};
+
+struct link {
+	int listen_fd;
+	const char *to_uri;
+	uint64_t rate, allowed, at_ms;
+	struct half half[MAX_CONNS][2]; /* [0]: towards the receiver */
+	unsigned n;
+};
+
+_Noreturn static void give_up(const char *what)
+{
+	fprintf(stderr, "slow link: %s: %s\n", what, strerror(errno));
+	_exit(1);
+}
+
+/* tcp:127.0.0.1:PORT or unix:PATH */
+static socklen_t make_address(const char *uri, struct sockaddr_storage *addr)
+{
+	struct sockaddr_un *un = (struct sockaddr_un *)(void *)addr;
+	struct sockaddr_in *in = (struct sockaddr_in *)(void *)addr;
+	unsigned port;
+
+	memset(addr, 0, sizeof(*addr));
+	if (strncmp(uri, "unix:", 5) == 0) {
+		un->sun_family = AF_UNIX;
+		snprintf(un->sun_path, sizeof(un->sun_path), "%s", uri + 5);
+		return sizeof(*un);
+	}
+	if (sscanf(uri, "tcp:127.0.0.1:%u", &port) != 1)
+		fail_test("no link to '%s'", uri);
+	in->sin_family = AF_INET;
+	in->sin_port = htons((uint16_t)port);
+	in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	return sizeof(*in);
+}
+
+static int open_socket(const char *uri, bool listens)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = make_address(uri, &addr);
+	int fd = socket(addr.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int (*attach)(int, const struct sockaddr *, socklen_t) = listens ? bind : connect;
+
+	if (fd < 0 || attach(fd, (struct sockaddr *)&addr, len) || (listens && listen(fd, 16))) {
+		if (fd >= 0)
+			close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static void accept_one(struct link *l)
+{
+	int from = accept4(l->listen_fd, NULL, NULL, SOCK_CLOEXEC), to;
+
+	if (from < 0)
+		return;
+	if (l->n == MAX_CONNS)
+		give_up("too many connections");
+	to = open_socket(l->to_uri, false);
+	if (to < 0) {
+		close(from);
+		return;
+	}
+	l->half[l->n][0] = (struct half){.fd = from, .to = to};
+	l->half[l->n][1] = (struct half){.fd = to, .to = from};
+	l->n++;
+}
+
+static void end_half(struct half *h)
+{
+	shutdown(h->to, SHUT_WR);
+	h->fd = -1;
+	h->len = 0;
+}
+
+/* Moves what can be moved; limit is how much may be read. How much was. */
+static size_t move_half(struct half *h, size_t limit)
+{
+	ssize_t n;
+	size_t got = 0;
+
+	if (h->fd >= 0 && h->len == 0 && limit) {
+		n = recv(h->fd, h->buf, limit < CHUNK ? limit : CHUNK, MSG_DONTWAIT);
+		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+			end_half(h);
+			return 0;
+		}
+		if (n > 0)
+			h->len = got = (size_t)n;
+	}
+	if (h->len == 0)
+		return got;
+	n = send(h->to, h->buf, h->len, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (n < 0 && errno != EAGAIN && errno != EINTR) {
+		/* Nobody reads: the sender shall know. */
+		shutdown(h->fd, SHUT_RD);
+		end_half(h);
+	} else if (n > 0) {
+		h->len -= (size_t)n;
+		memmove(h->buf, h->buf + n, h->len);
+	}
+	return got;
+}
+
+static void refill(struct link *l)
+{
+	uint64_t now = harness_now_ms();
+
+	l->allowed += l->rate * (now - l->at_ms) / 1000;
+	if (l->allowed > l->rate / 10)
+		l->allowed = l->rate / 10;
+	/* Less than a byte's time is kept for later. */
+	if (l->rate * (now - l->at_ms) >= 1000)
+		l->at_ms = now;
+}
+
+_Noreturn static void run(struct link *l)
+{
+	for (;;) {
+		struct pollfd p[1 + 4 * MAX_CONNS];
+		nfds_t n = 0;
+
+		p[n++] = (struct pollfd){.fd = l->listen_fd, .events = POLLIN};
+		for (unsigned i = 0; i < 2 * l->n; i++) {
+			struct half *h = &l->half[i / 2][i % 2];
+			bool may_read = h->fd >= 0 && !h->len && (i % 2 || l->allowed);
+
+			if (may_read)
+				p[n++] = (struct pollfd){.fd = h->fd, .events = POLLIN};
+			if (h->len)
+				p[n++] = (struct pollfd){.fd = h->to, .events = POLLOUT};
+		}
+		if (poll(p, n, TICK_MS) < 0 && errno != EINTR)
+			give_up("poll");
+		refill(l);
+		if (p[0].revents)
+			accept_one(l);
+		for (unsigned i = 0; i < l->n; i++) {
+			l->allowed -= move_half(&l->half[i][0], l->allowed);
+			move_half(&l->half[i][1], CHUNK);
+		}
+	}
+}
+
+const char *slow_link(const struct dest *d, uint64_t bytes_per_s)
+{
+	static unsigned links;
+	const char *uri = harness_path("unix:%s/link%u", harness_tmp(), links++);
+	int listen_fd = open_socket(uri, true);
+	struct sockaddr_storage unused;
+	struct link *l;
+	pid_t parent = getpid(), pid;
+
+	if (listen_fd < 0)
+		fail_test("%s: %s", uri, strerror(errno));
+	make_address(d->uri, &unused);
+	l = calloc(1, sizeof(*l));
+	if (!l)
+		fail_test("out of memory");
+	l->to_uri = harness_copy(d->uri, strlen(d->uri));
+	l->rate = bytes_per_s;
+	l->at_ms = harness_now_ms();
+	fflush(NULL);
+	pid = fork();
+	if (pid < 0)
+		fail_test("fork: %s", strerror(errno));
+	if (pid) {
+		close(listen_fd);
+		free(l);
+		return uri;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(1);
+	/* Nothing of the test's may be held open from here: pipes end when the test closes them. */
+	if (dup2(listen_fd, 3) < 0)
+		_exit(1);
+	close_range(4, ~0U, 0);
+	l->listen_fd = 3;
+	run(l);
+}

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Frames that are damaged, lost, doubled or out of order on their way. Each is found out before the
+ * guest runs at the destination, by the check that the frame itself carries or, where the relay has
+ * made that right again, by a deeper one; and the guest goes on at the source.
+ */
+#include <string.h>
+
+#include "../../migrate/handshake.h"
+#include "../../migrate/hashes.h"
+#include "faults.h"
+
+/* ---- bits ---- */
+
+#define BYTES(n) ((n) * 8U)
+/* Of a PAGES payload: the head, then descriptors, then pages. */
+#define DESC(i, field) (sizeof(struct wire_batch) + (i) * sizeof(struct wire_desc) +               \
+			offsetof(struct wire_desc, field))
+
+struct flip {
+	enum relay_dir dir;
+	unsigned type;
+	size_t bit; /* of the payload */
+	bool fix;
+	const char *error; /* of migrate */
+};
+
+static const struct flip flips[] = {
+	/* As lines do it: the frame's own check finds it. */
+	{TO_DEST, WIRE_HELLO, 100, false, "HELLO frame from the source was damaged|closed the connection"},
+	{TO_DEST, WIRE_HELLO, BYTES(40), false, "HELLO frame from the source was damaged|closed the connection"},
+	{TO_DEST, WIRE_PING, 7, false, "PING frame from the source was damaged"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)), false, "PAGES frame from the source was damaged"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, hash)), false, "PAGES frame from the source was damaged"},
+	{TO_DEST, WIRE_ROUND_END, 0, false, "ROUND_END frame from the source was damaged"},
+	{TO_DEST, WIRE_STATE, BYTES(2), false, "STATE frame from the source was damaged"},
+	{TO_DEST, WIRE_STATE, BYTES(3000), false, "STATE frame from the source was damaged"},
+	{TO_DEST, WIRE_PROOF, BYTES(20), false, "PROOF frame from the source was damaged"},
+	{TO_SOURCE, WIRE_PONG, 70, false, "PONG frame from the destination was damaged"},
+	{TO_SOURCE, WIRE_ROUND_ACK, 3, false, "ROUND_ACK frame from the destination was damaged"},
+	{TO_SOURCE, WIRE_READY, 9, false, "READY frame from the destination was damaged"},
+	/* Pages are covered by their hashes alone. */
+	{TO_DEST, WIRE_PAGES, BYTES(sizeof(struct wire_batch) + 5 * sizeof(struct wire_desc)), false,
+	 "damaged"},
+	/* With a frame check that fits the damage. */
+	{TO_DEST, WIRE_HELLO, BYTES(20), true, "section .* unknown|malformed|version"},
+	{TO_DEST, WIRE_HELLO, 3, true, "HELLO has a section"},
+	{TO_DEST, WIRE_PING, 7, true, "PONG is not an answer"},
+	{TO_DEST, WIRE_PAGES, 7, true, "PAGES frame of|malformed PAGES frame"},
+	{TO_DEST, WIRE_PAGES, BYTES(4), true, "counts beyond the limits"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 30, true, "page beyond the guest's RAM"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 63, true, "page beyond the guest's RAM"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, count)) + 31, true, "page beyond|unknown kind"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, kind)) + 9, true, "unknown kind of page"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, kind)) + 1, true, "page beyond|unknown kind|disagree"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, hash)), true, "page [0-9]+ was damaged"},
+	/* Another page gets the content: found by what both sides hold in the end. */
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 12, true, "different memory"},
+	{TO_DEST, WIRE_ROUND_END, 0, true, "acknowledges another round"},
+	{TO_DEST, WIRE_STATE, BYTES(2), true, "state section .* is for nothing"},
+	{TO_DEST, WIRE_STATE, BYTES(16), true, "state section vcpu 1 "},
+	{TO_DEST, WIRE_STATE, BYTES(20), true, "section vcpu has version 0"},
+	{TO_DEST, WIRE_STATE, BYTES(24), true, "malformed|state section"},
+	{TO_DEST, WIRE_STATE, BYTES(27) + 7, true, "malformed"},
+	{TO_DEST, WIRE_PROOF, BYTES(20), true, "different memory in pages 512 to 1023"},
+	{TO_SOURCE, WIRE_PONG, 70, true, ""}, /* its clock: only the guest's time is off */
+	{TO_SOURCE, WIRE_PONG, 7, true, "PONG is not an answer"},
+	{TO_SOURCE, WIRE_ROUND_ACK, 3, true, "acknowledges another round"},
+	{TO_SOURCE, WIRE_READY, 9, true, "proof does not match"},
+};
+#define N_FLIPS ((int)(sizeof(flips) / sizeof(flips[0])))
+
+/* Both sides know why: who found it, and who was told. */
+static void refused_and_back(struct scene *s, const char *error)
+{
+	scene_report(s, 1, error);
+	dest_refused(s, error);
+	source_owns(s);
+}
+
+START_TEST(flipped_bit)
+{
+	const struct flip *f = &flips[_i];
+	struct scene s;
+
+	scene_start(&s, "unix:");
+	relay_act(s.relay, (struct relay_act){.dir = f->dir,
+					      .type = f->type,
+					      .what = RELAY_FLIP,
+					      .at = f->bit,
+					      .fix = f->fix});
+	scene_migrate(&s);
+	if (f->error[0]) {
+		refused_and_back(&s, f->error);
+	} else {
+		scene_report(&s, 0, "");
+		dest_owns(&s);
+	}
+}
+END_TEST
+
+static void spoil_check(void *arg, struct relay_frame *f)
+{
+	(void)arg;
+	relay_header(f)->check ^= 1;
+}
+
+/* COMMIT must be for what is held; who says so gives his word that nothing has run. */
+START_TEST(flipped_commit)
+{
+	struct scene s;
+
+	scene_start(&s, "unix:");
+	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
+					      .type = WIRE_COMMIT,
+					      .what = RELAY_FLIP,
+					      .at = 17,
+					      .fix = _i == 1});
+	scene_migrate(&s);
+	refused_and_back(&s, _i ? "COMMIT is for other memory" : "COMMIT frame .* was damaged");
+}
+END_TEST
+
+/* An answer to COMMIT that cannot be read may have been RUNNING. */
+START_TEST(flipped_running)
+{
+	struct scene s;
+
+	scene_start(&s, "unix:");
+	relay_act(s.relay, (struct relay_act){.dir = TO_SOURCE,
+					      .type = WIRE_RUNNING,
+					      .what = RELAY_EDIT,
+					      .edit = spoil_check});
+	scene_migrate(&s);
+	scene_report(&s, 3, "RUNNING frame from the destination was damaged");
+	source_uncertain(&s);
+	dest_owns(&s);
+	godwit_run(0, "stop", "--force", s.g.name, NULL);
+	guest_ended(&s.g, 0, 10000);
+}
+END_TEST
+
+/* ---- damage that a peer of ill will, or a bug, would do: everything fits but the memory ---- */
+
+/* The seed of this migration's hashes, from its HELLO. */
+static void learn_seed(void *arg, struct relay_frame *f)
+{
+	static struct hello hello;
+	struct hashes *h = arg;
+	struct errmsg err = {""};
+
+	need(!hello_load(&hello, relay_payload(f), relay_payload_len(f), &err), "%s", err.text);
+	need(!hashes_init(h, 1, hello.hash_seed), "out of memory");
+}
+
+/* Another content for the first page that has one, with the hash of it. */
+static void forge_page(void *arg, struct relay_frame *f)
+{
+	const struct hashes *h = arg;
+	uint8_t *payload = relay_payload(f), *page;
+	struct wire_batch head;
+	struct wire_desc d = {.kind = WIRE_PAGE_ZERO};
+	unsigned i;
+
+	memcpy(&head, payload, sizeof(head));
+	need(head.n_data > 0, "a batch without content");
+	page = payload + sizeof(head) + head.n_descs * sizeof(d);
+	for (i = 0; i < head.n_descs && d.kind != WIRE_PAGE_DATA; i++)
+		memcpy(&d, payload + sizeof(head) + i * sizeof(d), sizeof(d));
+	page[1234] ^= 1;
+	d.hash = hash_page(h, page);
+	memcpy(payload + sizeof(head) + (i - 1) * sizeof(d), &d, sizeof(d));
+}
+
+/* The n-th batch: one of the first round, with pages that the guest does not write again. */
+START_TEST(forged_page)
+{
+	static const char *const verify[] = {"stream", "full"};
+	struct hashes h = {.npages = 0};
+	struct scene s;
+
+	scene_start(&s, "unix:");
+	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
+					      .type = WIRE_HELLO,
+					      .what = RELAY_EDIT,
+					      .edit = learn_seed,
+					      .arg = &h});
+	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
+					      .type = WIRE_PAGES,
+					      .what = RELAY_EDIT,
+					      .edit = forge_page,
+					      .arg = &h,
+					      .fix = true});
+	s.migrate = move_start(&s.g, s.relay->uri, "--verify", verify[_i], NULL);
+	refused_and_back(&s, "source and destination hold different memory in pages");
+}
+END_TEST
+
+/* A page of zeros turns up where content was sent: the first descriptor becomes one. */
+static void zero_instead(void *arg, struct relay_frame *f)
+{
+	uint8_t *payload = relay_payload(f);
+	struct wire_batch head;
+	struct wire_desc d;
+	size_t pages;
+
+	(void)arg;
+	memcpy(&head, payload, sizeof(head));
+	memcpy(&d, payload + sizeof(head), sizeof(d));
+	need(d.kind == WIRE_PAGE_DATA, "first descriptor of kind %u", d.kind);
+	d.kind = WIRE_PAGE_ZERO;
+	memcpy(payload + sizeof(head), &d, sizeof(d));
+	head.n_data--;
+	memcpy(payload, &head, sizeof(head));
+	pages = sizeof(head) + head.n_descs * sizeof(d);
+	memmove(payload + pages, payload + pages + PAGE_SIZE, head.n_data * PAGE_SIZE);
+	f->len -= PAGE_SIZE;
+	relay_header(f)->length -= (uint32_t)PAGE_SIZE;
+}
+
+START_TEST(zeros_instead)
+{
+	struct scene s;
+
+	scene_start(&s, "unix:");
+	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
+					      .type = WIRE_PAGES,
+					      .what = RELAY_EDIT,
+					      .edit = zero_instead,
+					      .fix = true});
+	scene_migrate(&s);
+	refused_and_back(&s, "source and destination hold different memory in pages 0 to 511");
+}
+END_TEST
+
+/* ---- frames lost, doubled, swapped ---- */
+
+struct shuffle {
+	enum relay_dir dir;
+	unsigned type, nth;
+	enum relay_what what;
+	bool renumber;
+	const char *error; /* NULL: it does no harm */
+};
+
+static const struct shuffle shuffles[] = {
+	{TO_DEST, WIRE_PING, 1, RELAY_TWICE, false, "sent frame 1 where 2 was due"},
+	{TO_DEST, WIRE_PAGES, 1, RELAY_DROP, false, "sent frame [0-9]+ where [0-9]+ was due"},
+	{TO_DEST, WIRE_PAGES, 2, RELAY_TWICE, false, "sent frame [0-9]+ where [0-9]+ was due"},
+	{TO_DEST, WIRE_PAGES, 2, RELAY_SWAP, false, "sent frame [0-9]+ where [0-9]+ was due"},
+	{TO_DEST, WIRE_PROOF, 1, RELAY_TWICE, false, "sent frame [0-9]+ where|went away"},
+	{TO_SOURCE, WIRE_PONG, 2, RELAY_TWICE, false, "sent frame [0-9]+ where [0-9]+ was due"},
+	/* The numbers made right. */
+	{TO_DEST, WIRE_HELLO, 1, RELAY_TWICE, true, "sent HELLO during"},
+	{TO_DEST, WIRE_PAGES, 1, RELAY_DROP, true, "different memory"},
+	{TO_DEST, WIRE_PAGES, 2, RELAY_TWICE, true, NULL},
+	{TO_DEST, WIRE_PAGES, 2, RELAY_SWAP, true, NULL},
+	{TO_DEST, WIRE_STATE, 1, RELAY_TWICE, true, "sent STATE during"},
+	{TO_DEST, WIRE_STATE, 1, RELAY_DROP, true, "sent PROOF during"},
+	{TO_DEST, WIRE_STATE, 1, RELAY_SWAP, true, "sent PROOF during"},
+	{TO_DEST, WIRE_PROOF, 1, RELAY_TWICE, true, "sent PROOF during|went away"},
+	{TO_SOURCE, WIRE_HELLO_OK, 1, RELAY_TWICE, true, "sent HELLO_OK where PONG was due"},
+	{TO_SOURCE, WIRE_PONG, 2, RELAY_TWICE, true, "PONG is not an answer"},
+	{TO_SOURCE, WIRE_ROUND_ACK, 1, RELAY_TWICE, true, "sent ROUND_ACK|acknowledges another"},
+};
+#define N_SHUFFLES ((int)(sizeof(shuffles) / sizeof(shuffles[0])))
+
+START_TEST(shuffled)
+{
+	const struct shuffle *f = &shuffles[_i];
+	struct scene s;
+
+	scene_start(&s, "unix:");
+	s.relay->renumber = f->renumber;
+	relay_act(s.relay, (struct relay_act){
+				   .dir = f->dir, .type = f->type, .nth = f->nth, .what = f->what});
+	scene_migrate(&s);
+	if (f->error) {
+		refused_and_back(&s, f->error);
+	} else {
+		scene_report(&s, 0, "");
+		dest_owns(&s);
+	}
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("faults-frames");
+
+	if (!harness_kvm_works())
+		return harness_skip_all("no KVM guest runs here");
+	tcase_add_loop_test(harness_case(s, "flips", 60), flipped_bit, 0, N_FLIPS);
+	tcase_add_loop_test(harness_case(s, "flipped-commit", 60), flipped_commit, 0, 2);
+	tcase_add_test(harness_case(s, "flipped-running", 60), flipped_running);
+	tcase_add_loop_test(harness_case(s, "forged", 60), forged_page, 0, 2);
+	tcase_add_test(harness_case(s, "zeros", 60), zeros_instead);
+	tcase_add_loop_test(harness_case(s, "shuffled", 60), shuffled, 0, N_SHUFFLES);
+	return harness_main(s);
+}

@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: MIT */
+/* Migrations as their user drives them: watched, given up, refused, and tried again. */
+#include <signal.h>
+#include <string.h>
+
+#include "../bare/contract.h"
+#include "harness.h"
+#include "payload-contract.h"
+
+#define LINE_MS 15000
+
+/*
+ * A guest that rewrites its working set faster than the link could ever carry it away, and a move
+ * that therefore lasts until somebody ends it.
+ */
+#define LINK_SPEED (40ul << 20)
+
+static void start_busy(struct guest *g)
+{
+	guest_start(g, "busy", "-m", "128M", "-k", bare_elf("dirty"), "-p",
+		    "kind=new ws=32M report=0", NULL);
+	proc_fatal(g->proc, BARE_DIRTY_ERROR "| panic ");
+	guest_expect(g, "^dirty ready ", LINE_MS);
+}
+
+static struct proc *start_endless(struct guest *g, struct dest *d)
+{
+	dest_start(d, "there", "tcp:127.0.0.1:0", NULL);
+	return move_start(g, slow_link(d, LINK_SPEED), "--downtime=10ms", NULL);
+}
+
+static bool is_under_way(void *arg)
+{
+	json_t *s = guest_status(arg);
+
+	return !strcmp(json_text(s, "state"), "migrating") && json_num(s, "migration.round") >= 2;
+}
+
+static void wait_under_way(struct guest *g)
+{
+	need(harness_until(is_under_way, g, LINE_MS), "the second round was not reached");
+}
+
+/* It works, its memory is right, and it can still be moved. */
+static void need_well(struct guest *g)
+{
+	uint64_t writes;
+
+	ck_assert_str_eq(json_text(guest_status(g), "state"), "running");
+	guest_send(g, "r");
+	writes = kv(guest_expect(g, "^dirty t_ms=", LINE_MS), "writes");
+	guest_send(g, "v");
+	guest_expect(g, "^dirty verify .* errors=0$", LINE_MS);
+	guest_send(g, "r");
+	need(kv(guest_expect(g, "^dirty t_ms=", LINE_MS), "writes") > writes, "it writes no more");
+	guest_move(g, NULL, "unix:", "--downtime=2s", "--verify=full", NULL);
+	guest_send(g, "q");
+	guest_expect(g, "^dirty done .* errors=0$", LINE_MS);
+	guest_ended(g, 0, LINE_MS);
+}
+
+START_TEST(watched)
+{
+	struct proc *migrate;
+	json_t *s, *later;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_busy(&g);
+	migrate = start_endless(&g, &d);
+	wait_under_way(&g);
+	s = guest_status(&g);
+	need(strncmp(json_text(s, "migration.uri"), "unix:/", 6) == 0, "%s", json_dumps(s, 0));
+	ck_assert_str_eq(json_text(s, "migration.phase"), "pre-copy");
+	need(json_num(s, "migration.ram_bytes") >= 128 << 20, "%s", json_dumps(s, 0));
+	later = guest_status(&g);
+	while (json_num(later, "migration.round") < json_num(s, "migration.round") + 2)
+		later = guest_status(&g);
+	need(json_num(later, "migration.wire_bytes") > json_num(s, "migration.wire_bytes") &&
+		     json_num(later, "migration.elapsed_ms") > json_num(s, "migration.elapsed_ms") &&
+		     json_num(later, "migration.pages.scanned") >
+			     json_num(s, "migration.pages.scanned") &&
+		     json_num(later, "migration.dirty_pages_per_s") > 0,
+	     "no progress from %s to %s", json_dumps(s, JSON_COMPACT),
+	     json_dumps(later, JSON_COMPACT));
+	/* The other side knows what comes, and the guest lives meanwhile. */
+	s = json_of(godwit_run(0, "status", "--json", d.name, NULL)->out.buf);
+	ck_assert_str_eq(json_text(s, "state"), "receiving");
+	guest_send(&g, "v");
+	guest_expect(&g, "^dirty verify .* errors=0$", LINE_MS);
+	/* Another one at the same time is refused, and harms nothing. */
+	move_report(move_start(&g, "tcp:127.0.0.1:9", NULL), 1, &m, LINE_MS);
+	need(strstr(m.error, "migration"), "'%s'", m.error);
+	need(proc_running(migrate), "the first one ended");
+	godwit_run(0, "cancel", g.name, NULL);
+	move_report(migrate, 1, &m, LINE_MS);
+	guest_send(&g, "q");
+	guest_ended(&g, 0, LINE_MS);
+}
+END_TEST
+
+START_TEST(cancelled)
+{
+	struct proc *migrate;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_busy(&g);
+	/* Nothing to cancel yet. */
+	godwit_run(1, "cancel", g.name, NULL);
+	migrate = start_endless(&g, &d);
+	wait_under_way(&g);
+	if (_i == 0)
+		godwit_run(0, "cancel", g.name, NULL);
+	else
+		proc_kill(migrate, _i == 1 ? SIGINT : SIGTERM);
+	move_report(migrate, 1, &m, LINE_MS);
+	ck_assert_str_eq(m.status, "cancelled");
+	/* Nothing came there: not done, and not a guest of two places. */
+	proc_ended(d.proc, 1, LINE_MS);
+	need_well(&g);
+}
+END_TEST
+
+/* The destination gives up. */
+START_TEST(cancelled_there)
+{
+	struct proc *migrate;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_busy(&g);
+	migrate = start_endless(&g, &d);
+	wait_under_way(&g);
+	if (_i == 0)
+		godwit_run(0, "cancel", d.name, NULL);
+	else
+		proc_kill(d.proc, _i == 1 ? SIGTERM : SIGKILL);
+	move_report(migrate, 1, &m, LINE_MS);
+	ck_assert_str_eq(m.status, "failed");
+	proc_wait(d.proc, LINE_MS);
+	need(d.proc->status != 0, "the destination took that for a success");
+	need_well(&g);
+}
+END_TEST
+
+START_TEST(takes_too_long)
+{
+	struct proc *migrate;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_busy(&g);
+	dest_start(&d, "there", "unix:", NULL);
+	migrate = move_start(&g, slow_link(&d, LINK_SPEED), "--downtime=10ms", "--timeout=500ms",
+			     NULL);
+	move_report(migrate, 1, &m, LINE_MS);
+	ck_assert_str_eq(m.status, "failed");
+	need(m.error[0], "it does not say why");
+	proc_ended(d.proc, 1, LINE_MS);
+	need_well(&g);
+}
+END_TEST
+
+/* Whoever asked for the migration may go away. */
+START_TEST(left_alone)
+{
+	struct proc *migrate;
+	struct guest g;
+	struct dest d;
+
+	start_busy(&g);
+	migrate = start_endless(&g, &d);
+	wait_under_way(&g);
+	proc_kill(migrate, SIGKILL);
+	proc_wait(migrate, LINE_MS);
+	ck_assert_str_eq(json_text(guest_status(&g), "state"), "migrating");
+	godwit_run(0, "cancel", g.name, NULL);
+	ck_assert_str_eq(json_text(guest_status(&g), "migration.status"), "cancelled");
+	proc_ended(d.proc, 1, LINE_MS);
+	need_well(&g);
+}
+END_TEST
+
+START_TEST(nobody_there)
+{
+	struct guest g;
+	struct move m;
+
+	start_busy(&g);
+	move_report(move_start(&g, harness_path("unix:%s/none", harness_tmp()), NULL), 1, &m,
+		    LINE_MS);
+	need(strstr(m.error, "none"), "'%s' does not name the path", m.error);
+	move_report(move_start(&g, "tcp:127.0.0.1:1", NULL), 1, &m, LINE_MS);
+	need(strstr(m.error, "127.0.0.1"), "'%s' does not name the address", m.error);
+	godwit_run(2, "migrate", g.name, "nonsense:", NULL);
+	need_well(&g);
+}
+END_TEST
+
+/* What the destination was told to insist on. */
+START_TEST(refused)
+{
+	static const char *const demands[][2] = {{"-m", "64M"}, {"-c", "2"}};
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_busy(&g);
+	dest_start(&d, "there", "unix:", demands[_i][0], demands[_i][1], NULL);
+	move_report(move_start(&g, d.uri, NULL), 1, &m, LINE_MS);
+	ck_assert_str_eq(m.status, "failed");
+	need(m.downtime_ms == 0, "it was paused for that: %.3f ms", m.downtime_ms);
+	need(strstr(m.error, _i ? "vCPU" : "RAM"), "'%s' does not name the cause", m.error);
+	proc_ended(d.proc, 1, LINE_MS);
+	need_well(&g);
+}
+END_TEST
+
+/* A guest that ends by itself has not moved. */
+START_TEST(ends_meanwhile)
+{
+	struct proc *migrate;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_busy(&g);
+	migrate = start_endless(&g, &d);
+	wait_under_way(&g);
+	guest_send(&g, "q");
+	move_report(migrate, 1, &m, LINE_MS);
+	guest_expect(&g, "^dirty done .* errors=0$", LINE_MS);
+	guest_ended(&g, 0, LINE_MS);
+	proc_ended(d.proc, 1, LINE_MS);
+}
+END_TEST
+
+START_TEST(stopped_meanwhile)
+{
+	struct proc *migrate;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_busy(&g);
+	migrate = start_endless(&g, &d);
+	wait_under_way(&g);
+	godwit_run(0, "stop", "--force", g.name, NULL);
+	move_report(migrate, 1, &m, LINE_MS);
+	guest_ended(&g, 0, LINE_MS);
+	proc_ended(d.proc, 1, LINE_MS);
+}
+END_TEST
+
+/* ---- paused guests ---- */
+
+/* Numbered lines go on where they stopped, and nothing comes while it is paused. */
+static void need_silence(struct guest *g)
+{
+	size_t len;
+
+	ck_assert_str_eq(json_text(guest_status(g), "state"), "paused");
+	proc_try(g->proc, "^never$", 200);
+	len = g->proc->out.len;
+	proc_try(g->proc, "^never$", 300);
+	ck_assert_uint_eq(g->proc->out.len, len);
+}
+
+static uint64_t last_number(struct guest *g)
+{
+	return kv(guest_expect(g, "^serial n=", LINE_MS), "n");
+}
+
+START_TEST(arrives_paused)
+{
+	uint64_t n = 0;
+	struct guest g;
+	struct dest d;
+	struct move m;
+	const char *line;
+
+	guest_start(&g, "serial", "-m", "64M", "-k", bare_elf("serial"), NULL);
+	n = last_number(&g);
+	dest_start(&d, "there", "unix:", "--paused", NULL);
+	move_report(move_start(&g, d.uri, NULL), 0, &m, LINE_MS);
+	guest_moved(&g, &d);
+	/* All that it wrote before, and then nothing. */
+	ck_assert_str_eq(json_text(guest_status(&g), "state"), "paused");
+	while ((line = guest_next(&g, 300)))
+		ck_assert_uint_eq(kv(line, "n"), ++n);
+	need_silence(&g);
+	godwit_run(0, "resume", g.name, NULL);
+	for (int i = 0; i < 20; i++) {
+		ck_assert_ptr_nonnull(line = guest_next(&g, LINE_MS));
+		ck_assert_uint_eq(kv(line, "n"), ++n);
+	}
+	guest_send(&g, "q");
+	guest_ended(&g, 0, LINE_MS);
+}
+END_TEST
+
+/* A paused guest never runs because somebody moves it: it is refused, or arrives paused. */
+START_TEST(paused_stays_paused)
+{
+	struct guest g;
+	struct dest d;
+	struct move m;
+	uint64_t n;
+
+	guest_start(&g, "serial", "-m", "64M", "-k", bare_elf("serial"), NULL);
+	last_number(&g);
+	godwit_run(0, "pause", g.name, NULL);
+	need_silence(&g);
+	dest_start(&d, "there", "unix:", NULL);
+	move_report(move_start(&g, d.uri, NULL), 1, &m, LINE_MS);
+	need(strstr(m.error, "paused") && strstr(m.error, "resume"), "'%s'", m.error);
+	need_silence(&g);
+	n = g.proc->out.len;
+	godwit_run(0, "resume", g.name, NULL);
+	move_report(move_start(&g, d.uri, NULL), 0, &m, LINE_MS);
+	guest_moved(&g, &d);
+	need(last_number(&g) > 0 && n > 0, "it runs");
+	guest_send(&g, "q");
+	guest_ended(&g, 0, LINE_MS);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("migrate-control");
+	TCase *tc;
+
+	if (!harness_kvm_works())
+		return harness_skip_all("no KVM guest runs on this host (godwit doctor says why)");
+	tc = harness_case(s, "control", 90);
+	tcase_add_test(tc, watched);
+	tcase_add_loop_test(tc, cancelled, 0, 3);
+	tcase_add_loop_test(tc, cancelled_there, 0, 3);
+	tcase_add_test(tc, takes_too_long);
+	tcase_add_test(tc, left_alone);
+	tcase_add_test(tc, nobody_there);
+	tcase_add_loop_test(tc, refused, 0, 2);
+	tcase_add_test(tc, ends_meanwhile);
+	tcase_add_test(tc, stopped_meanwhile);
+	tc = harness_case(s, "paused", 90);
+	tcase_add_test(tc, arrives_paused);
+	tcase_add_test(tc, paused_stays_paused);
+	return harness_main(s);
+}
