@@ -25,8 +25,7 @@
 #define IOAPIC_ADDR 0xfec00000U
 #define COM1_PORT 0x3f8U
 #define RTC_PORT 0x70U
-#define PIT_PIN 2U /* of the IOAPIC: where a PC has ISA interrupt 0, and irqchip_init() wires it   \
-		    */
+#define PIT_PIN 2U /* ISA interrupt 0 at the IOAPIC, as irqchip_init() wires it */
 
 struct gas {
 	uint8_t space;
@@ -431,37 +430,46 @@ static void build_xsdt(struct tables *t, struct rsdp *rsdp, const uint64_t *entr
 	rsdp->ext_checksum = checksum(rsdp, sizeof(*rsdp));
 }
 
-int acpi_build(struct vm *vm, uint64_t *rsdp_gpa, struct errmsg *err)
+static int build_tables(struct tables *t, uint32_t n_vcpus, struct errmsg *err)
 {
-	AUTO_FREE uint8_t *buf = calloc(1, ACPI_TABLES_SIZE);
-	struct tables t = {.buf = buf};
+	struct rsdp *rsdp = take(t, sizeof(*rsdp), 16);
+	struct facs *facs = build_facs(t);
 	struct table_header *dsdt = NULL;
-	struct rsdp *rsdp;
-	struct facs *facs;
 	struct fadt *fadt;
 	struct madt *madt;
 	int ret;
 
-	if (!buf)
-		return errmsg_set(err, -ENOMEM, "ACPI tables: no memory");
-	rsdp = take(&t, sizeof(*rsdp), 16);
-	facs = build_facs(&t);
-	ret = build_dsdt(&t, &dsdt);
+	ret = build_dsdt(t, &dsdt);
 	if (ret)
 		return errmsg_set(err, ret, "ACPI tables: building the DSDT: %s", strerror(-ret));
 	if (rsdp && facs && dsdt) {
-		fadt = build_fadt(&t, gpa_of(&t, dsdt), gpa_of(&t, facs));
-		madt = build_madt(&t, vm->cfg.vcpus);
+		fadt = build_fadt(t, gpa_of(t, dsdt), gpa_of(t, facs));
+		madt = build_madt(t, n_vcpus);
 		if (fadt && madt)
-			build_xsdt(&t, rsdp, (uint64_t[]){gpa_of(&t, fadt), gpa_of(&t, madt)}, 2);
+			build_xsdt(t, rsdp, (uint64_t[]){gpa_of(t, fadt), gpa_of(t, madt)}, 2);
 	}
-	if (t.full)
+	if (t->full)
 		return errmsg_set(err, -ENOSPC,
 				  "ACPI tables of %u vCPUs do not fit into %u KiB: use fewer",
-				  vm->cfg.vcpus, ACPI_TABLES_SIZE / 1024);
-	ret = ram_write(&vm->ram, ACPI_TABLES_GPA, buf, t.len);
-	if (ret)
-		return errmsg_set(err, ret, "ACPI tables: writing them: %s", strerror(-ret));
-	*rsdp_gpa = ACPI_TABLES_GPA;
+				  n_vcpus, ACPI_TABLES_SIZE / 1024);
 	return 0;
+}
+
+int acpi_build(struct vm *vm, uint64_t *rsdp_gpa, struct errmsg *err)
+{
+	struct tables t = {.buf = calloc(1, ACPI_TABLES_SIZE)};
+	int ret;
+
+	if (!t.buf)
+		return errmsg_set(err, -ENOMEM, "ACPI tables: no memory");
+	ret = build_tables(&t, vm->cfg.vcpus, err);
+	if (!ret) {
+		ret = ram_write(&vm->ram, ACPI_TABLES_GPA, t.buf, t.len);
+		if (ret)
+			errmsg_set(err, ret, "ACPI tables: writing them: %s", strerror(-ret));
+	}
+	free(t.buf);
+	if (!ret)
+		*rsdp_gpa = ACPI_TABLES_GPA; /* where the first one is */
+	return ret;
 }

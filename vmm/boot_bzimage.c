@@ -89,7 +89,7 @@ int boot_parse_bzimage(const struct boot_file *f, const uint8_t *head, size_t le
 {
 	struct setup_header *hdr = &img->hdr;
 	struct boot_segment *seg = &img->segment[0];
-	uint64_t setup_size, code_size, gpa, end;
+	uint64_t setup_size, code_size, total, gpa, end;
 	int ret;
 
 	ret = read_header(f, head, len, hdr, err);
@@ -101,16 +101,16 @@ int boot_parse_bzimage(const struct boot_file *f, const uint8_t *head, size_t le
 	/* 0 stands for 4, for kernels older than all we boot; the protocol still says so. */
 	setup_size = ((hdr->setup_sects ? hdr->setup_sects : 4U) + 1U) * (uint64_t)SECTOR;
 	code_size = hdr->syssize * 16ULL;
+	total = setup_size + code_size;
 	if (code_size <= ENTRY64_OFFSET)
 		return errmsg_set(err, -ENOEXEC,
 				  "kernel %s has a malformed setup header: syssize %#x", f->path,
 				  hdr->syssize);
-	if (f->size < setup_size || f->size - setup_size < code_size)
+	if (f->size < total)
 		return errmsg_set(err, -ENOEXEC,
 				  "kernel %s is truncated: %llu bytes, but %llu of setup and code "
 				  "by its header",
-				  f->path, (unsigned long long)f->size,
-				  (unsigned long long)(setup_size + code_size));
+				  f->path, (unsigned long long)f->size, (unsigned long long)total);
 
 	gpa = hdr->pref_address;
 	img->move_align = hdr->relocatable_kernel ? hdr->kernel_alignment : 0;

@@ -14,7 +14,7 @@
 
 #define XEN_ELFNOTE_GUEST_OS 6U
 #define XEN_ELFNOTE_PHYS32_ENTRY 18U
-#define MAX_PHDRS 512U
+#define MAX_PHDRS BOOT_MAX_SEGMENTS /* so that each can be a segment */
 #define MAX_NOTES_SIZE (1 * MIB)
 
 struct elf {
@@ -24,7 +24,7 @@ struct elf {
 	bool is_64;
 	Elf64_Ehdr ehdr;
 	uint16_t n_phdrs;
-	Elf64_Phdr *phdr;
+	Elf64_Phdr phdr[MAX_PHDRS];
 	bool has_pvh_entry;
 	uint64_t pvh_entry;
 	bool linux_note;
@@ -119,12 +119,29 @@ truncated:
 			  path);
 }
 
+/* A part of the file that is known to be in it, into memory that the caller frees. */
+static int read_part(const struct elf *e, uint64_t offset, size_t size, uint8_t **data)
+{
+	int ret;
+
+	*data = malloc(size);
+	if (!*data)
+		return errmsg_set(e->err, -ENOMEM, "kernel %s: no memory", e->f->path);
+	ret = pread_exact(e->f->fd, *data, size, offset);
+	if (ret) {
+		free(*data);
+		*data = NULL;
+		errmsg_set(e->err, ret, "kernel %s: reading it: %s", e->f->path, strerror(-ret));
+	}
+	return ret;
+}
+
 static int read_phdrs(struct elf *e)
 {
 	const char *path = e->f->path;
 	size_t entry = e->is_64 ? sizeof(Elf64_Phdr) : sizeof(Elf32_Phdr);
 	uint64_t size = (uint64_t)entry * e->ehdr.e_phnum;
-	AUTO_FREE uint8_t *raw = NULL;
+	uint8_t *raw;
 	int ret;
 
 	if (e->ehdr.e_phnum == 0)
@@ -138,25 +155,21 @@ static int read_phdrs(struct elf *e)
 		return errmsg_set(e->err, -ENOEXEC,
 				  "kernel %s is truncated: it ends before its program headers do",
 				  path);
-	raw = malloc(size);
-	e->phdr = calloc(e->ehdr.e_phnum, sizeof(*e->phdr));
-	if (!raw || !e->phdr)
-		return errmsg_set(e->err, -ENOMEM, "kernel %s: no memory", path);
-	ret = pread_exact(e->f->fd, raw, size, e->ehdr.e_phoff);
+	ret = read_part(e, e->ehdr.e_phoff, size, &raw);
 	if (ret)
-		return errmsg_set(e->err, ret, "kernel %s: reading program headers: %s", path,
-				  strerror(-ret));
+		return ret;
 	e->n_phdrs = e->ehdr.e_phnum;
-	if (e->is_64) {
-		memcpy(e->phdr, raw, size);
-		return 0;
-	}
 	for (unsigned i = 0; i < e->n_phdrs; i++) {
 		Elf32_Phdr phdr32;
 
-		memcpy(&phdr32, raw + i * entry, sizeof(phdr32));
-		widen_phdr(&e->phdr[i], &phdr32);
+		if (e->is_64) {
+			memcpy(&e->phdr[i], raw + i * entry, entry);
+		} else {
+			memcpy(&phdr32, raw + i * entry, entry);
+			widen_phdr(&e->phdr[i], &phdr32);
+		}
 	}
+	free(raw);
 	return 0;
 }
 
@@ -188,9 +201,6 @@ static int add_segment(struct elf *e, unsigned index)
 					  "overlaps another at %#llx",
 					  path, index, (unsigned long long)p->p_paddr);
 	}
-	if (img->n_segments == BOOT_MAX_SEGMENTS)
-		return errmsg_set(e->err, -ENOEXEC, "kernel %s has more than %d segments", path,
-				  BOOT_MAX_SEGMENTS);
 	img->segment[img->n_segments++] = (struct boot_segment){
 		.gpa = p->p_paddr,
 		.mem_size = p->p_memsz,
@@ -217,35 +227,13 @@ static void take_note(struct elf *e, const char *name, size_t name_len, uint32_t
 	}
 }
 
-/* Notes: name and description sizes, type, then both, each padded to the alignment. */
-static int parse_notes(struct elf *e, unsigned index)
+/* Name and description sizes, type, then both, each padded to the alignment. */
+static int parse_notes(struct elf *e, const uint8_t *data, uint64_t size, uint64_t align)
 {
-	const Elf64_Phdr *p = &e->phdr[index];
-	uint64_t align = p->p_align == 8 ? 8 : 4;
-	AUTO_FREE uint8_t *data = NULL;
 	uint64_t pos = 0;
-	int ret;
 
-	if (p->p_filesz == 0)
-		return 0;
-	if (p->p_offset > e->f->size || p->p_filesz > e->f->size - p->p_offset)
-		return errmsg_set(e->err, -ENOEXEC,
-				  "kernel %s is truncated: it ends before its notes do",
-				  e->f->path);
-	if (p->p_filesz > MAX_NOTES_SIZE)
-		return errmsg_set(e->err, -ENOEXEC,
-				  "kernel %s: malformed notes, %llu bytes of them", e->f->path,
-				  (unsigned long long)p->p_filesz);
-	data = malloc(p->p_filesz);
-	if (!data)
-		return errmsg_set(e->err, -ENOMEM, "kernel %s: no memory", e->f->path);
-	ret = pread_exact(e->f->fd, data, p->p_filesz, p->p_offset);
-	if (ret)
-		return errmsg_set(e->err, ret, "kernel %s: reading notes: %s", e->f->path,
-				  strerror(-ret));
-
-	while (p->p_filesz - pos >= sizeof(Elf64_Nhdr)) {
-		uint64_t room = p->p_filesz - pos, name_end, desc_at;
+	while (size - pos >= sizeof(Elf64_Nhdr)) {
+		uint64_t room = size - pos, name_end, desc_at;
 		Elf64_Nhdr n;
 
 		/* 32-bit sizes in 64-bit sums: nothing here can wrap. */
@@ -262,6 +250,30 @@ static int parse_notes(struct elf *e, unsigned index)
 		pos += MIN(ALIGN_UP(desc_at + n.n_descsz, align), room);
 	}
 	return 0;
+}
+
+static int read_notes(struct elf *e, unsigned index)
+{
+	const Elf64_Phdr *p = &e->phdr[index];
+	uint8_t *data;
+	int ret;
+
+	if (p->p_filesz == 0)
+		return 0;
+	if (p->p_offset > e->f->size || p->p_filesz > e->f->size - p->p_offset)
+		return errmsg_set(e->err, -ENOEXEC,
+				  "kernel %s is truncated: it ends before its notes do",
+				  e->f->path);
+	if (p->p_filesz > MAX_NOTES_SIZE)
+		return errmsg_set(e->err, -ENOEXEC,
+				  "kernel %s: malformed notes, %llu bytes of them", e->f->path,
+				  (unsigned long long)p->p_filesz);
+	ret = read_part(e, p->p_offset, p->p_filesz, &data);
+	if (ret)
+		return ret;
+	ret = parse_notes(e, data, p->p_filesz, p->p_align == 8 ? 8 : 4);
+	free(data);
+	return ret;
 }
 
 static bool in_segment(const struct boot_image *img, uint64_t gpa)
@@ -356,7 +368,7 @@ int boot_parse_elf(const struct boot_file *f, const uint8_t *head, size_t len,
 		if (e.phdr[i].p_type == PT_LOAD)
 			ret = add_segment(&e, i);
 		else if (e.phdr[i].p_type == PT_NOTE)
-			ret = parse_notes(&e, i);
+			ret = read_notes(&e, i);
 		else if (e.phdr[i].p_type == PT_INTERP)
 			ret = errmsg_set(err, -ENOEXEC,
 					 "%s is not a kernel but a program of a user space",
@@ -367,6 +379,5 @@ int boot_parse_elf(const struct boot_file *f, const uint8_t *head, size_t len,
 				 f->path);
 	if (!ret)
 		ret = choose_entry(&e);
-	free(e.phdr);
 	return ret;
 }

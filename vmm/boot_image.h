@@ -23,10 +23,11 @@
 #include "ram.h"
 #include "vm.h"
 
-#define BOOT_MAX_SEGMENTS 64
-#define BOOT_HEAD_SIZE 1024U	     /* of a file's start: enough to know what it is */
-#define BOOT_LINUX_CMDLINE_MAX 2047U /* x86 COMMAND_LINE_SIZE less the NUL, where no header says   \
-				      */
+#define BOOT_MAX_SEGMENTS 64U
+#define BOOT_HEAD_SIZE 1024U /* of a file's start: enough to know what it is */
+
+/* x86 COMMAND_LINE_SIZE less the NUL, where no header says what the kernel takes. */
+#define BOOT_LINUX_CMDLINE_MAX 2047U
 
 struct boot_file {
 	int fd;

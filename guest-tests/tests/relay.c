@@ -99,6 +99,18 @@ static void note(struct relay_side *s, const struct relay_frame *f)
 		 f->dir == TO_DEST ? 'S' : 'D', relay_type_name(f->type));
 }
 
+static void record(struct relay *r, const struct relay_frame *f)
+{
+	if (!r->record || f->dir != TO_DEST)
+		return;
+	r->take = realloc(r->take, (r->n_takes + 1) * sizeof(*r->take));
+	if (!r->take)
+		fail_test("out of memory");
+	r->take[r->n_takes++] =
+		(struct relay_take){.type = f->type, .at = r->tape.len, .len = f->len};
+	queue_add(&r->tape, f->bytes, f->len);
+}
+
 /* ---- acts ---- */
 
 static void end_connection(struct relay *r, bool reset)
@@ -262,6 +274,7 @@ static void pass(struct relay_side *s)
 		if (kept)
 			break;
 		note(s, &f);
+		record(r, &f);
 		s->prelude = true;
 		s->count[f.type]++;
 		queue_take(&s->in, len);

@@ -131,6 +131,14 @@ struct relay {
 	 * swapped does not show in the numbers then.
 	 */
 	bool renumber;
+	/* What the source sent, frame by frame and with the edits, when asked for before. */
+	bool record;
+	struct relay_queue tape;
+	struct relay_take {
+		unsigned type;
+		size_t at, len; /* in tape.data */
+	} *take;
+	unsigned n_takes;
 	bool ended;	/* cut: nothing is forwarded any more */
 	bool reset;	/* and how */
 	char trace[16384]; /* "S:prelude D:prelude S:HELLO ...", for messages */

@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -556,6 +558,27 @@ START_TEST(test_terminal)
 }
 END_TEST
 
+/* A raw terminal does not turn LF into CR LF, and a log on it would go down in steps. */
+START_TEST(test_log_on_terminal)
+{
+	int master, slave, saved = dup(STDERR_FILENO);
+
+	ck_assert_int_eq(openpty(&master, &slave, NULL, NULL, NULL), 0);
+	dup2(slave, STDERR_FILENO);
+	start(slave, -1);
+	ck_assert_int_eq(console_attach(&con), 0);
+	log_info("raw");
+	console_detach(&con);
+	log_info("cooked");
+	dup2(saved, STDERR_FILENO);
+	close(saved);
+	expect_text(master, "godwit: raw\r\ngodwit: cooked\r\n");
+	console_destroy(&con);
+	close(master);
+	close(slave);
+}
+END_TEST
+
 START_TEST(test_escape_keys)
 {
 	char help[512] = "";
@@ -642,9 +665,11 @@ static void *fault(void *arg)
 /* A process that owns the terminal and ends in one of the ways. Never returns. */
 static void leave(enum way_out way, int slave, int ready)
 {
+	void *forbidden = mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	pthread_t t;
 	int null = open("/dev/null", O_WRONLY);
 
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	/* A sanitizer's report of the intended fault is not what the reader wants to see. */
 	dup2(null, STDERR_FILENO);
 	setpgid(0, 0);
@@ -662,10 +687,10 @@ static void leave(enum way_out way, int slave, int ready)
 	case OUT_ABORT:
 		abort();
 	case OUT_FAULT:
-		fault(NULL);
+		fault(forbidden);
 		break;
 	case OUT_THREAD_FAULT:
-		pthread_create(&t, NULL, fault, NULL);
+		pthread_create(&t, NULL, fault, forbidden);
 		break;
 	default:
 		break;
@@ -803,11 +828,13 @@ static void shell(int slave)
 	int go[2], status;
 	pid_t job;
 
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (setsid() < 0 || ioctl(slave, TIOCSCTTY, 0) < 0 || tcgetattr(slave, &cooked) || pipe(go))
 		_exit(10);
 	signal(SIGTTOU, SIG_IGN);
 	job = fork();
 	if (job == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		signal(SIGTTOU, SIG_DFL);
 		setpgid(0, 0);
 		if (loop_init(&loop) || chan_init(&chan) ||
@@ -907,6 +934,7 @@ static Suite *console_suite(void)
 	tcase_add_test(t, test_flush);
 	tcase_add_test(t, test_descriptors_are_left_alone);
 	tcase_add_test(t, test_terminal);
+	tcase_add_test(t, test_log_on_terminal);
 	tcase_add_test(t, test_escape_keys);
 	tcase_add_test(t, test_terminal_hangs_up);
 	tcase_add_loop_test(t, test_every_way_out, 0, N_WAYS_OUT);

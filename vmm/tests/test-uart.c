@@ -596,6 +596,26 @@ START_TEST(test_quiesce)
 }
 END_TEST
 
+/* Room came just before the device was put to rest, and word of it just after. */
+START_TEST(test_late_kick)
+{
+	void (*kick)(void *arg) = chan.device_kick;
+	void *arg = chan.device_arg;
+
+	out(UART_IER, UART_IER_THRI);
+	fill_channel();
+	chan_set_device(&chan, NULL, NULL);
+	drain(&chan);
+	ck_assert_int_eq(f->dev->ops->quiesce(f->dev, now_ns() + DEADLINE_NS), 0);
+	kick(arg);
+	ck_assert(!irq_level());
+	chan_set_device(&chan, kick, arg);
+	f->dev->ops->resume(f->dev);
+	ck_assert(irq_level());
+	ck_assert_uint_eq(in(UART_IIR), UART_IIR_THRI);
+}
+END_TEST
+
 /* Some state in which every field counts. */
 static void make_state(unsigned seed)
 {
@@ -857,6 +877,7 @@ static Suite *uart_suite(void)
 	tcase_add_test(t, test_input_waits_for_listener);
 	tcase_add_test(t, test_reset);
 	tcase_add_test(t, test_quiesce);
+	tcase_add_test(t, test_late_kick);
 	tcase_add_loop_test(t, test_save_and_load, 0, 20);
 	tcase_add_test(t, test_load_busy_transmitter);
 	tcase_add_test(t, test_load_makes_an_edge);

@@ -1,0 +1,614 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Peers that are not what they seem: they speak nonsense, another version, half a frame, frames
+ * that nobody asked for, or a recorded migration with things changed in it. A receiver ends with 1
+ * and the reason and has let nothing run; a source's guest runs on. Nobody crashes, hangs or takes
+ * memory for what was only announced.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "faults.h"
+
+#define SESSION 0x1122334455667788ULL
+
+/* ---- making streams ---- */
+
+struct bytes {
+	uint8_t data[1 << 17];
+	size_t len;
+};
+
+static void add(struct bytes *b, const void *data, size_t len)
+{
+	need(b->len + len <= sizeof(b->data), "%zu bytes", b->len + len);
+	memcpy(b->data + b->len, data, len);
+	b->len += len;
+}
+
+static void add_prelude(struct bytes *b, uint16_t version, uint16_t min_version)
+{
+	struct wire_prelude p = {
+		.version = version, .min_version = min_version, .session = SESSION};
+
+	memcpy(p.magic, WIRE_MAGIC, sizeof(p.magic));
+	add(b, &p, sizeof(p));
+}
+
+/* A frame whose header says length, with len bytes of payload after it. */
+static void add_frame(struct bytes *b, unsigned type, uint32_t seq, const void *payload, size_t len,
+		      uint32_t length)
+{
+	struct wire_frame f = {
+		.magic = WIRE_FRAME_MAGIC, .type = (uint16_t)type, .length = length, .seq = seq};
+
+	f.check = wire_check_sum(&f, payload, len);
+	add(b, &f, sizeof(f));
+	add(b, payload, len);
+}
+
+static bool send_all(int fd, const void *data, size_t len)
+{
+	const char *p = data;
+
+	while (len) {
+		ssize_t n = send(fd, p, len, MSG_NOSIGNAL);
+
+		if (n <= 0)
+			return false;
+		p += n;
+		len -= (size_t)n;
+	}
+	return true;
+}
+
+static void set_timeouts(int fd)
+{
+	struct timeval tv = {.tv_sec = harness_slow(15)};
+
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+}
+
+/* No byte that a terminal would obey. */
+static void need_plain(const struct proc *p)
+{
+	for (size_t i = 0; i < p->err.len; i++) {
+		unsigned char c = (unsigned char)p->err.buf[i];
+
+		need(c == '\n' || (c >= ' ' && c != 0x7f), "%s: byte %#x in its messages", p->label, c);
+	}
+}
+
+static void receiver_refused(struct dest *d, const char *regex)
+{
+	proc_expect_err(d->proc, regex, 20000);
+	proc_ended(d->proc, 1, 20000);
+	need(!proc_next(d->proc, 0), "the receiver let something run");
+	need_plain(d->proc);
+}
+
+/* ---- sources that are none ---- */
+
+static void s_garbage(struct bytes *b)
+{
+	static const char http[] = "GET / HTTP/1.1\r\nHost: example.org\r\n\r\n";
+
+	add(b, http, sizeof(http) - 1);
+}
+
+static void s_nothing(struct bytes *b)
+{
+	(void)b;
+}
+
+static void s_half_prelude(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	b->len /= 2;
+}
+
+static void s_newer(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION + 7, WIRE_VERSION + 3);
+}
+
+static void s_older(struct bytes *b)
+{
+	add_prelude(b, WIRE_MIN_VERSION - 1, WIRE_MIN_VERSION - 1);
+}
+
+static void s_half_header(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_HELLO, 0, "", 0, 100);
+	b->len -= 10;
+}
+
+static void s_half_hello(struct bytes *b)
+{
+	static const uint8_t half[500] = {'c', 'o', 'n', 'f', 'i', 'g'};
+
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_HELLO, 0, half, sizeof(half), 1000);
+}
+
+static void s_empty_hello(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_HELLO, 0, "", 0, 0);
+}
+
+static void s_noise_hello(struct bytes *b)
+{
+	uint8_t noise[3000];
+
+	for (size_t i = 0; i < sizeof(noise); i++)
+		noise[i] = (uint8_t)(i * i + 7 * i);
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_HELLO, 0, noise, sizeof(noise), sizeof(noise));
+}
+
+static void s_huge_hello(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_HELLO, 0, "", 0, UINT32_MAX);
+}
+
+static void s_magic(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_HELLO, 0, "", 0, 0);
+	b->data[sizeof(struct wire_prelude)] ^= 1;
+}
+
+static void s_type(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_N_TYPES, 0, "", 0, 0);
+}
+
+static void s_flags(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_HELLO, 0, "", 0, 0);
+	b->data[sizeof(struct wire_prelude) + offsetof(struct wire_frame, flags)] = 1;
+}
+
+static void s_sequence(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_HELLO, 1, "", 0, 0);
+}
+
+static void s_pages_first(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_PAGES, 0, "\0\0\0\0\0\0\0\0", 8, 8);
+}
+
+static void s_commit_first(struct bytes *b)
+{
+	uint8_t root[16] = {0};
+
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_COMMIT, 0, root, sizeof(root), sizeof(root));
+}
+
+static void s_cancel_first(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_CANCEL, 0, "", 0, 0);
+}
+
+/* What a peer says ends on a terminal. */
+static void s_escape(struct bytes *b)
+{
+	static const char text[] = "\033]0;owned\007\033[2Jnow\nroot# rm \200\377";
+
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+	add_frame(b, WIRE_FAIL, 0, text, sizeof(text) - 1, sizeof(text) - 1);
+}
+
+static const struct {
+	void (*make)(struct bytes *b);
+	const char *regex;
+} sources[] = {
+	{s_garbage, "does not speak godwit's migration protocol"},
+	{s_nothing, "the source closed the connection"},
+	{s_half_prelude, "the source closed the connection"},
+	{s_newer, "source speaks migration protocol 8 \\(down to 4\\), this godwit 1 \\(down to 1\\)"},
+	{s_older, "source speaks migration protocol 0 \\(down to 0\\), this godwit 1 "},
+	{s_half_header, "the source closed the connection"},
+	{s_half_hello, "the source closed the connection"},
+	{s_empty_hello, "HELLO is malformed or lacks a section"},
+	{s_noise_hello, "HELLO"},
+	{s_huge_hello, "a HELLO frame of 4294967295 bytes, 65536 are allowed"},
+	{s_magic, "what is no frame"},
+	{s_type, "a frame of unknown type 17"},
+	{s_flags, "flags 0x1"},
+	{s_sequence, "sent frame 1 where 0 was due"},
+	{s_pages_first, "sent PAGES during handshake"},
+	{s_commit_first, "sent COMMIT during handshake"},
+	{s_cancel_first, "the source cancelled"},
+	{s_escape, "the source says: "},
+};
+#define N_SOURCES ((int)(sizeof(sources) / sizeof(sources[0])))
+
+START_TEST(bad_source)
+{
+	static struct bytes b;
+	struct dest d;
+	int fd;
+
+	sources[_i].make(&b);
+	dest_start(&d, "there", _i % 2 ? "unix:" : "tcp:127.0.0.1:0", NULL);
+	fd = relay_connect(d.uri);
+	set_timeouts(fd);
+	need(send_all(fd, b.data, b.len), "%s", strerror(errno));
+	shutdown(fd, SHUT_WR);
+	receiver_refused(&d, sources[_i].regex);
+	close(fd);
+}
+END_TEST
+
+/* Even one of another version is told ours, so that both users learn what to do. */
+START_TEST(versions_told)
+{
+	static struct bytes b;
+	struct wire_prelude p;
+	struct dest d;
+	int fd;
+
+	s_newer(&b);
+	dest_start(&d, "there", "unix:", NULL);
+	fd = relay_connect(d.uri);
+	set_timeouts(fd);
+	need(send_all(fd, b.data, b.len), "%s", strerror(errno));
+	need(recv(fd, &p, sizeof(p), MSG_WAITALL) == sizeof(p), "no prelude came back");
+	need(p.version == WIRE_VERSION && p.min_version == WIRE_MIN_VERSION && p.session == SESSION,
+	     "version %u down to %u", p.version, p.min_version);
+	receiver_refused(&d, "migration protocol");
+	close(fd);
+}
+END_TEST
+
+/* ---- destinations that are none ---- */
+
+static void d_newer(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION + 1, WIRE_VERSION + 1);
+}
+
+/* Answers another session: it cannot know ours. */
+static void d_session(struct bytes *b)
+{
+	add_prelude(b, WIRE_VERSION, WIRE_MIN_VERSION);
+}
+
+static const struct {
+	void (*make)(struct bytes *b);
+	bool session; /* the prelude is to be the real session's */
+	const char *error;
+} dests[] = {
+	{s_garbage, false, "does not speak godwit's migration protocol"},
+	{s_nothing, false, "the destination closed the connection"},
+	{s_half_prelude, false, "the destination closed the connection"},
+	{d_newer, false, "destination speaks migration protocol 2 \\(down to 2\\), this godwit 1 "},
+	{d_session, false, "answers another migration"},
+	{s_half_header, true, "the destination closed the connection"},
+	{s_huge_hello, true, "a HELLO frame of 4294967295 bytes, 65536 are allowed"},
+	{s_magic, true, "what is no frame"},
+	{s_type, true, "a frame of unknown type 17"},
+	{s_sequence, true, "sent frame 1 where 0 was due"},
+	{s_empty_hello, true, "answers HELLO with HELLO"},
+	{s_commit_first, true, "answers HELLO with COMMIT"},
+	{s_cancel_first, true, "the destination cancelled"},
+	{s_escape, true, "the destination says: "},
+};
+#define N_DESTS ((int)(sizeof(dests) / sizeof(dests[0])))
+
+struct fake {
+	struct bytes b;
+	bool session;
+	char uri[256];
+	int listen_fd, fd;
+	size_t got;
+	struct wire_prelude prelude;
+	bool sent;
+};
+
+static void fake_read(void *arg, int fd, short revents)
+{
+	struct fake *f = arg;
+	uint8_t buf[65536];
+	ssize_t n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT);
+
+	(void)revents;
+	if (n <= 0) {
+		if (n < 0 && errno == EAGAIN)
+			return;
+		harness_watch(fd, 0, NULL, NULL);
+		close(fd);
+		return;
+	}
+	if (f->got < sizeof(f->prelude))
+		memcpy((uint8_t *)&f->prelude + f->got, buf,
+		       MIN((size_t)n, sizeof(f->prelude) - f->got));
+	f->got += (size_t)n;
+	if (f->sent || f->got < sizeof(f->prelude))
+		return;
+	f->sent = true;
+	if (f->session && f->b.len >= sizeof(f->prelude))
+		memcpy(f->b.data + offsetof(struct wire_prelude, session), &f->prelude.session, 8);
+	send_all(fd, f->b.data, f->b.len);
+	shutdown(fd, SHUT_WR);
+}
+
+static void fake_accept(void *arg, int fd, short revents)
+{
+	struct fake *f = arg;
+
+	(void)revents;
+	f->fd = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+	need(f->fd >= 0, "%s", strerror(errno));
+	harness_watch(f->fd, POLLIN, fake_read, f);
+}
+
+START_TEST(bad_dest)
+{
+	static struct fake f;
+	struct scene s;
+
+	dests[_i].make(&f.b);
+	f.session = dests[_i].session;
+	scene_start(&s, "unix:");
+	f.listen_fd = relay_listen(_i % 2 ? "unix:" : "tcp:127.0.0.1:0", f.uri);
+	harness_watch(f.listen_fd, POLLIN, fake_accept, &f);
+	s.migrate = move_start(&s.g, f.uri, NULL);
+	scene_report(&s, 1, dests[_i].error);
+	need(s.m.rounds == 0 && s.m.downtime_ms <= 0, "it had begun");
+	need_plain(s.migrate);
+	need_plain(s.g.proc);
+	source_owns(&s);
+}
+END_TEST
+
+/* ---- a recorded migration ---- */
+
+/* Records one, and leaves its guest gone. */
+static struct relay *recorded(void)
+{
+	struct scene s;
+
+	scene_start_with(&s, "unix:", "ws=1M rate=4M", NULL);
+	s.relay->record = true;
+	scene_migrate(&s);
+	scene_report(&s, 0, "");
+	need(s.relay->n_takes > 8, "%s", s.relay->trace);
+	dest_owns(&s);
+	return s.relay;
+}
+
+/* Played unchanged it is a migration: what is changed below is what makes the difference. */
+START_TEST(tape_is_good)
+{
+	struct relay *r = recorded();
+	struct dest d;
+	int fd;
+
+	dest_start(&d, "again", "unix:", NULL);
+	fd = relay_connect(d.uri);
+	set_timeouts(fd);
+	need(send_all(fd, r->tape.data, r->tape.len), "%s", strerror(errno));
+	guest_intact(d.proc);
+	close(fd);
+}
+END_TEST
+
+static uint64_t rng_state;
+
+static uint64_t rng(void)
+{
+	rng_state ^= rng_state << 13;
+	rng_state ^= rng_state >> 7;
+	rng_state ^= rng_state << 17;
+	return rng_state;
+}
+
+static uint32_t nasty(void)
+{
+	static const uint32_t values[] = {0,	      1,	  2,	      0x7f,	  0x80,
+					  0xff,	      0x100,	  0x7fff,     0xffff,	  0x10000,
+					  0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff, 4096};
+
+	return values[rng() % (sizeof(values) / sizeof(values[0]))];
+}
+
+/* Changes one frame; its check is right afterwards. False: the stream ends here. */
+static bool mutate(struct relay_frame *f)
+{
+	struct wire_frame *h = relay_header(f);
+	size_t len = relay_payload_len(f);
+	uint32_t v = nasty();
+
+	switch (rng() % 6) {
+	case 0: /* bits of the payload */
+		for (unsigned i = 0; i <= rng() % 4 && len; i++)
+			relay_payload(f)[rng() % len] ^= (uint8_t)(1U << (rng() % 8));
+		break;
+	case 1: /* a number of the payload, most likely near its start */
+	case 2:
+		if (len >= 8) {
+			size_t most = rng() % 2 ? len : MIN(len, 400U);
+
+			memcpy(relay_payload(f) + rng() % (most - 3), &v, sizeof(v));
+		}
+		break;
+	case 3: /* less payload than there was */
+		if (len) {
+			h->length = (uint32_t)(rng() % len);
+			f->len = sizeof(*h) + h->length;
+		}
+		break;
+	case 4: /* another type */
+		h->type = (uint16_t)(rng() % (WIRE_N_TYPES + 1));
+		break;
+	default: /* cut off in it */
+		f->len = 1 + rng() % (f->len - 1);
+		return false;
+	}
+	relay_fix(f);
+	return true;
+}
+
+/* Plays the tape up to PROOF, with one frame changed. */
+static void play(const struct relay *r, int fd, unsigned victim)
+{
+	static uint8_t copy[1 << 20];
+
+	for (unsigned i = 0; i < r->n_takes && r->take[i].type != WIRE_COMMIT; i++) {
+		struct relay_frame f = {.dir = TO_DEST,
+					.type = r->take[i].type,
+					.bytes = r->tape.data + r->take[i].at,
+					.len = r->take[i].len};
+		bool go = true;
+
+		if (i == victim && f.type != RELAY_PRELUDE) {
+			need(f.len <= sizeof(copy), "a frame of %zu bytes", f.len);
+			memcpy(copy, f.bytes, f.len);
+			f.bytes = copy;
+			go = mutate(&f);
+		}
+		if (!send_all(fd, f.bytes, f.len) || !go)
+			return;
+	}
+}
+
+/*
+ * Each round another seed. Without COMMIT nothing may ever run, so the receiver must end with 1,
+ * whether or not it noticed.
+ */
+START_TEST(mutated)
+{
+	const unsigned rounds = harness_env("GODWIT_TEST_MUTATIONS", 60);
+	struct relay *r = recorded();
+	unsigned pages = 0;
+
+	/* Not to change PAGES nearly always: most frames are. */
+	while (r->take[pages].type != WIRE_PAGES)
+		pages++;
+	for (unsigned i = 0; i < rounds; i++) {
+		struct dest d;
+		unsigned victim;
+		int fd;
+
+		rng_state = 0x9e3779b97f4a7c15ULL * (i + 1);
+		do
+			victim = (unsigned)(rng() % r->n_takes);
+		while (r->take[victim].type == WIRE_PAGES && victim != pages && rng() % 8);
+		dest_start(&d, "there", "unix:", NULL);
+		fd = relay_connect(d.uri);
+		set_timeouts(fd);
+		play(r, fd, victim);
+		shutdown(fd, SHUT_WR);
+		if (proc_wait(d.proc, 20000) != 1)
+			fail_test("seed %u, %s changed: exit code %d", i,
+				  relay_type_name(r->take[victim].type), d.proc->status);
+		need(!proc_next(d.proc, 0), "seed %u: the receiver let something run", i);
+		need(strstr(d.proc->err.buf, "no guest came to run here: "), "seed %u: '%s'", i,
+		     d.proc->err.buf);
+		need_plain(d.proc);
+		close(fd);
+	}
+}
+END_TEST
+
+/* ---- the control socket ---- */
+
+static int control(const struct guest *g)
+{
+	return relay_connect(harness_path("unix:%s/%s.sock", getenv("GODWIT_RUNDIR"), g->name));
+}
+
+/* Sends it and reads up to the end or the first newline. */
+static const char *ask(int fd, const void *data, size_t len, bool end)
+{
+	static char answer[8192];
+	size_t n = 0;
+
+	set_timeouts(fd);
+	send_all(fd, data, len);
+	if (end)
+		shutdown(fd, SHUT_WR);
+	while (n < sizeof(answer) - 1) {
+		ssize_t got = recv(fd, answer + n, 1, 0);
+
+		if (got <= 0 || answer[n] == '\n')
+			break;
+		n++;
+	}
+	answer[n] = '\0';
+	return answer;
+}
+
+static void need_answer(const struct guest *g, const void *data, size_t len, bool end,
+			const char *text)
+{
+	int fd = control(g);
+	const char *answer = ask(fd, data, len, end);
+
+	need(strstr(answer, "\"ok\":false") && strstr(answer, text), "'%s' does not say '%s'",
+	     answer, text);
+	close(fd);
+}
+
+START_TEST(control_socket)
+{
+	static char big[70000];
+	struct scene s;
+	int fds[40];
+
+	scene_start(&s, "unix:");
+	memset(big, 'a', sizeof(big));
+	need_answer(&s.g, "garbage\n", 8, false, "not JSON");
+	need_answer(&s.g, "\0\377\0\n", 4, false, "not JSON");
+	need_answer(&s.g, "[1,2]\n", 6, false, "an object with a string");
+	need_answer(&s.g, "{\"cmd\":7}\n", 10, false, "an object with a string");
+	need_answer(&s.g, "{\"cmd\":\"dance\"}\n", 16, false, "no command");
+	need_answer(&s.g, "{\"cmd\":\"pause\",\"x\":1}\n", 22, false, "request: ");
+	need_answer(&s.g, "{\"cmd\":\"migrate\"}\n", 18, false, "request: ");
+	need_answer(&s.g, "{\"cmd\":\"migrate\",\"uri\":\"x\"}\n", 28, false, "neither tcp:");
+	need_answer(&s.g, big, sizeof(big), false, "a line is longer than 64 KiB");
+	need_answer(&s.g, "{\"cmd\":\"stat", 12, true, "the last line does not end");
+	/* Many, who say nothing; then they go. */
+	for (unsigned i = 0; i < 40; i++)
+		fds[i] = control(&s.g);
+	need(strstr(ask(fds[39], "", 0, false), "too many connections"), "40 clients at once");
+	for (unsigned i = 0; i < 40; i++)
+		close(fds[i]);
+	source_owns(&s);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("hostile");
+
+	if (!harness_kvm_works())
+		return harness_skip_all("no KVM guest runs here");
+	tcase_add_loop_test(harness_case(s, "source", 60), bad_source, 0, N_SOURCES);
+	tcase_add_test(harness_case(s, "versions", 60), versions_told);
+	tcase_add_loop_test(harness_case(s, "dest", 60), bad_dest, 0, N_DESTS);
+	tcase_add_test(harness_case(s, "tape", 60), tape_is_good);
+	tcase_add_test(harness_case(s, "mutated", 300), mutated);
+	tcase_add_test(harness_case(s, "control", 60), control_socket);
+	return harness_main(s);
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT */
+/* The main() of a Check program of one case, and how one that needs KVM is skipped. */
+#ifndef GODWIT_TESTS_CHECK_MAIN_H
+#define GODWIT_TESTS_CHECK_MAIN_H
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define EXIT_SKIPPED 77
+
+struct check_test {
+	const TTest *test;
+	int rounds; /* of a loop test; 0: once */
+};
+
+static inline int check_main(const char *name, const struct check_test *tests, size_t n)
+{
+	Suite *s = suite_create(name);
+	TCase *tc = tcase_create(name);
+	SRunner *sr;
+	int failed;
+
+	tcase_set_timeout(tc, 60);
+	for (size_t i = 0; i < n; i++)
+		tcase_add_loop_test(tc, tests[i].test, 0, tests[i].rounds ? tests[i].rounds : 1);
+	suite_add_tcase(s, tc);
+	sr = srunner_create(s);
+	srunner_run_all(sr, CK_ENV);
+	failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static inline int check_skip(const char *name, const char *why)
+{
+	fprintf(stderr, "SKIP %s: %s\n", name, why);
+	return EXIT_SKIPPED;
+}
+
+#endif
