@@ -7,8 +7,7 @@
  * (Documentation/arch/x86/boot.rst), ELF with a PVH note (XEN_ELFNOTE_PHYS32_ENTRY; Xen
  * docs/misc/pvh), ELF x86-64 without one (a Linux vmlinux by its 64-bit entry).
  *
- * Guest-physical layout below 1 MiB (file boot_layout.h has the addresses):
- * real-mode data, GDT, page tables, boot_params or PVH start_info, command line, ACPI tables.
+ * boot_layout.h has the guest-physical addresses of everything that is not the kernel's own choice.
  */
 #ifndef GODWIT_BOOT_H
 #define GODWIT_BOOT_H
@@ -33,8 +32,8 @@ struct boot_info {
 
 /*
  * Looks at a kernel file without a machine: its format, whether it can be booted at all, and
- * whether it is Linux. -ENOENT, -ENOEXEC (not a kernel, truncated, 32-bit only), -errno, with path,
- * reason and remedy in err.
+ * whether it is Linux. -ENOENT, -EISDIR, -ENOEXEC (not a kernel, truncated, 32-bit only, linked
+ * where boot data must be), -errno, with path, reason and remedy in err.
  */
 int boot_inspect(const char *kernel, struct boot_info *info, struct errmsg *err);
 

@@ -34,6 +34,7 @@ static int write_boot_params(struct ram *ram, const struct boot_image *img,
 	bp.hdr.type_of_loader = LOADER_UNDEFINED;
 	/* Flags of the real-mode code and of the kernel's own, not the loader's to pass on. */
 	bp.hdr.loadflags &= (uint8_t) ~(CAN_USE_HEAP | KASLR_FLAG);
+	bp.hdr.setup_data = 0;
 	bp.hdr.code32_start = low32(img->segment[0].gpa);
 	bp.hdr.cmd_line_ptr = BOOT_CMDLINE_GPA;
 	bp.hdr.ramdisk_image = low32(initrd->gpa);

@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <string.h>
+#include <time.h>
 
 #define CHUNK 400 /* of text per line; longer texts take several lines of the same key */
 
@@ -74,7 +75,9 @@ void info_say(struct serial *s)
 	say_lines(s, "ram", "/proc/iomem", "System RAM", 16);
 	say_names(s, "acpi", "/sys/firmware/acpi/tables");
 	say_names(s, "acpi-devices", "/sys/bus/acpi/devices");
+	say(s, "info key=date text=%lld", (long long)time(NULL));
 	say_lines(s, "rtc", "/sys/class/rtc/rtc0/name", NULL, 1);
+	say_lines(s, "rtc-date", "/sys/class/rtc/rtc0/since_epoch", NULL, 1);
 	say_lines(s, "irq", "/proc/interrupts", NULL, 64);
 	say_lines(s, "uart", "/proc/tty/driver/serial", "0:", 1);
 }

@@ -29,6 +29,11 @@ static struct proc *start_endless(struct guest *g, struct dest *d)
 	return move_start(g, slow_link(d, LINK_SPEED), "--downtime=10ms", NULL);
 }
 
+static bool is_migrating(void *arg)
+{
+	return !strcmp(json_text(guest_status(arg), "state"), "migrating");
+}
+
 static bool is_under_way(void *arg)
 {
 	json_t *s = guest_status(arg);
@@ -92,6 +97,7 @@ START_TEST(watched)
 	/* Another one at the same time is refused, and harms nothing. */
 	move_report(move_start(&g, "tcp:127.0.0.1:9", NULL), 1, &m, LINE_MS);
 	need(strstr(m.error, "migration"), "'%s'", m.error);
+	godwit_run(1, "pause", g.name, NULL);
 	need(proc_running(migrate), "the first one ended");
 	godwit_run(0, "cancel", g.name, NULL);
 	move_report(migrate, 1, &m, LINE_MS);
@@ -259,74 +265,99 @@ END_TEST
 
 /* ---- paused guests ---- */
 
-/* Numbered lines go on where they stopped, and nothing comes while it is paused. */
+static bool never(void *arg)
+{
+	(void)arg;
+	return false;
+}
+
+/* What was on its way has come by now or comes yet, and after that nothing. */
 static void need_silence(struct guest *g)
 {
 	size_t len;
 
 	ck_assert_str_eq(json_text(guest_status(g), "state"), "paused");
-	proc_try(g->proc, "^never$", 200);
+	harness_until(never, NULL, 200);
 	len = g->proc->out.len;
-	proc_try(g->proc, "^never$", 300);
+	harness_until(never, NULL, 300);
 	ck_assert_uint_eq(g->proc->out.len, len);
 }
 
-static uint64_t last_number(struct guest *g)
+/* Takes the lines up to a pause of this length; none may be missing after number *n. */
+static void count_lines(struct guest *g, uint64_t *n, unsigned at_least, int timeout_ms)
 {
-	return kv(guest_expect(g, "^serial n=", LINE_MS), "n");
+	const char *line;
+	unsigned lines = 0;
+
+	while ((line = guest_next(g, timeout_ms))) {
+		ck_assert_uint_eq(kv(line, "n"), ++*n);
+		if (++lines == at_least)
+			return;
+	}
+	need(!at_least, "only %u of %u lines", lines, at_least);
+}
+
+static void start_counting(struct guest *g, uint64_t *n)
+{
+	*n = 0;
+	guest_start(g, "serial", "-m", "64M", "-k", bare_elf("serial"), NULL);
+	count_lines(g, n, 5, LINE_MS);
+}
+
+/* It goes on where it stopped. */
+static void resume_counting(struct guest *g, uint64_t *n)
+{
+	count_lines(g, n, 0, 0);
+	godwit_run(0, "resume", g->name, NULL);
+	ck_assert_str_eq(json_text(guest_status(g), "state"), "running");
+	count_lines(g, n, 20, LINE_MS);
+	guest_send(g, "q");
+	guest_ended(g, 0, LINE_MS);
 }
 
 START_TEST(arrives_paused)
-{
-	uint64_t n = 0;
-	struct guest g;
-	struct dest d;
-	struct move m;
-	const char *line;
-
-	guest_start(&g, "serial", "-m", "64M", "-k", bare_elf("serial"), NULL);
-	n = last_number(&g);
-	dest_start(&d, "there", "unix:", "--paused", NULL);
-	move_report(move_start(&g, d.uri, NULL), 0, &m, LINE_MS);
-	guest_moved(&g, &d);
-	/* All that it wrote before, and then nothing. */
-	ck_assert_str_eq(json_text(guest_status(&g), "state"), "paused");
-	while ((line = guest_next(&g, 300)))
-		ck_assert_uint_eq(kv(line, "n"), ++n);
-	need_silence(&g);
-	godwit_run(0, "resume", g.name, NULL);
-	for (int i = 0; i < 20; i++) {
-		ck_assert_ptr_nonnull(line = guest_next(&g, LINE_MS));
-		ck_assert_uint_eq(kv(line, "n"), ++n);
-	}
-	guest_send(&g, "q");
-	guest_ended(&g, 0, LINE_MS);
-}
-END_TEST
-
-/* A paused guest never runs because somebody moves it: it is refused, or arrives paused. */
-START_TEST(paused_stays_paused)
 {
 	struct guest g;
 	struct dest d;
 	struct move m;
 	uint64_t n;
 
-	guest_start(&g, "serial", "-m", "64M", "-k", bare_elf("serial"), NULL);
-	last_number(&g);
-	godwit_run(0, "pause", g.name, NULL);
-	need_silence(&g);
-	dest_start(&d, "there", "unix:", NULL);
-	move_report(move_start(&g, d.uri, NULL), 1, &m, LINE_MS);
-	need(strstr(m.error, "paused") && strstr(m.error, "resume"), "'%s'", m.error);
-	need_silence(&g);
-	n = g.proc->out.len;
-	godwit_run(0, "resume", g.name, NULL);
+	start_counting(&g, &n);
+	dest_start(&d, "there", "unix:", "--paused", NULL);
 	move_report(move_start(&g, d.uri, NULL), 0, &m, LINE_MS);
 	guest_moved(&g, &d);
-	need(last_number(&g) > 0 && n > 0, "it runs");
-	guest_send(&g, "q");
-	guest_ended(&g, 0, LINE_MS);
+	need_silence(&g);
+	resume_counting(&g, &n);
+}
+END_TEST
+
+/* Nobody but its user lets a paused guest run, however far it is moved. */
+START_TEST(stays_paused)
+{
+	struct proc *migrate;
+	struct guest g;
+	struct dest d;
+	struct move m;
+	uint64_t n;
+
+	start_counting(&g, &n);
+	godwit_run(0, "pause", g.name, NULL);
+	need_silence(&g);
+	/* Not when a move fails either. */
+	dest_start(&d, "refuses", "unix:", "-m", "32M", NULL);
+	move_report(move_start(&g, d.uri, NULL), 1, &m, LINE_MS);
+	need_silence(&g);
+	dest_start(&d, "dies", "unix:", NULL);
+	migrate = move_start(&g, slow_link(&d, 10000), NULL);
+	need(harness_until(is_migrating, &g, LINE_MS), "it does not begin");
+	proc_kill(d.proc, SIGKILL);
+	move_report(migrate, 1, &m, LINE_MS);
+	need_silence(&g);
+	for (int i = 0; i < 3; i++) {
+		guest_move(&g, NULL, i % 2 ? "unix:" : "tcp:127.0.0.1:0", "--verify=full", NULL);
+		need_silence(&g);
+	}
+	resume_counting(&g, &n);
 }
 END_TEST
 
@@ -349,6 +380,6 @@ int main(void)
 	tcase_add_test(tc, stopped_meanwhile);
 	tc = harness_case(s, "paused", 90);
 	tcase_add_test(tc, arrives_paused);
-	tcase_add_test(tc, paused_stays_paused);
+	tcase_add_test(tc, stays_paused);
 	return harness_main(s);
 }

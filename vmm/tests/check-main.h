@@ -9,12 +9,7 @@
 
 #define EXIT_SKIPPED 77
 
-struct check_test {
-	const TTest *test;
-	int rounds; /* of a loop test; 0: once */
-};
-
-static inline int check_main(const char *name, const struct check_test *tests, size_t n)
+static inline int check_main(const char *name, const TTest *const *tests, size_t n)
 {
 	Suite *s = suite_create(name);
 	TCase *tc = tcase_create(name);
@@ -23,7 +18,7 @@ static inline int check_main(const char *name, const struct check_test *tests, s
 
 	tcase_set_timeout(tc, 60);
 	for (size_t i = 0; i < n; i++)
-		tcase_add_loop_test(tc, tests[i].test, 0, tests[i].rounds ? tests[i].rounds : 1);
+		tcase_add_test(tc, tests[i]);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

@@ -218,6 +218,7 @@ SPOIL(elf_interp, phdr[PH_NOTE].p_type = PT_INTERP, set_elf())
 SPOIL(note_offset, phdr[PH_NOTE].p_offset = UINT64_MAX - 5; phdr[PH_NOTE].p_filesz = 16, set_elf())
 SPOIL(note_huge, phdr[PH_NOTE].p_filesz = file.len, set_elf())
 SPOIL(note_name, add_note("Xen", 18, "\0\0\0\0", 4); file.data[NOTE_OFFSET + 1] = 0xff, set_elf())
+SPOIL(note_name_only, add_note("Xen", 18, "", 0); file.data[NOTE_OFFSET + 1] = 0xff, set_elf())
 SPOIL(note_desc, add_note("Xen", 18, "\0\0\0\0", 4); file.data[NOTE_OFFSET + 7] = 0xff, set_elf())
 SPOIL(note_entry, add_note("Xen", 18, "\0\0\0\0", 4), set_elf())
 SPOIL(note_entry_64, add_note("Xen", 18, "\0\0\0\0\1\0\0\0", 8), set_elf())
@@ -265,6 +266,7 @@ static const struct bad_kernel bad_elfs[] = {
 	{"notes beyond the file", note_offset, "ends before its notes"},
 	{"too many notes", note_huge, "ends before its notes"},
 	{"name of a note", note_name, "malformed notes"},
+	{"name of a note with nothing else", note_name_only, "malformed notes"},
 	{"description of a note", note_desc, "malformed notes"},
 	{"PVH entry", note_entry, "entry 0 is in no segment"},
 	{"PVH entry above 4G", note_entry_64, "entry 0x100000000 is in no segment"},

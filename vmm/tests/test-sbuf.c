@@ -91,11 +91,11 @@ END_TEST
 START_TEST(layout)
 {
 	static const uint8_t want[] = {
-		0x12, 0x56, 0x34, 0xde, 0xbc, 0x9a, 0x78, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33,
-		0x22, 0x11, 0xfb, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1,	  0,	9,
-		0,    0,    0,	  11,	0,    0,    0,	  'h',	'e',  'l',  'l',  'o',	' ',
-		'w',  'o',  'r',  'l',	'd',  1,    2,	  3,	0,    255,  0x10, 0x32, 0x54,
-		0x76, 0x98, 0xba, 0xdc, 0xfe,
+		0x12, 0x56, 0x34, 0xde, 0xbc, 0x9a, 0x78, 0x88, 0x77, 0x66, 0x55, 0x44,
+		0x33, 0x22, 0x11, 0xfb, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1,
+		0,    9,    0,	  0,	0,    11,   0,	  0,	0,    'h',  'e',  'l',
+		'l',  'o',  ' ',  'w',	'o',  'r',  'l',  'd',	1,    2,    3,	  0,
+		255,  0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe,
 	};
 	struct sbuf s;
 
@@ -175,10 +175,8 @@ START_TEST(strings)
 		int err;
 	} bad[] = {
 		{"\x04\0\0\0four", 8, -EMSGSIZE}, /* four and its NUL take five */
-		{"\xff\xff\xff\xff", 4, -EMSGSIZE},
-		{"\x03\0\0\0ab", 6, -EPROTO},
-		{"\x03\0\0\0a\0b", 7, -EPROTO},
-		{"\x03\0\0", 3, -EPROTO},
+		{"\xff\xff\xff\xff", 4, -EMSGSIZE}, {"\x03\0\0\0ab", 6, -EPROTO},
+		{"\x03\0\0\0a\0b", 7, -EPROTO},	    {"\x03\0\0", 3, -EPROTO},
 	};
 	char buf[4] = "old", unended[4] = {'f', 'o', 'u', 'r'};
 	struct sbuf s;
@@ -371,19 +369,10 @@ END_TEST
 
 int main(void)
 {
-	static const struct check_test tests[] = {
-		{round_trip, 0},
-		{layout, 0},
-		{truncated, 0},
-		{too_long, 0},
-		{flipped, 0},
-		{strings, 0},
-		{errors_latch, 0},
-		{booleans_and_ranges, 0},
-		{sections, 0},
-		{sections_truncated, 0},
-		{sections_hostile, 0},
-		{grows, 0},
+	const TTest *const tests[] = {
+		round_trip,	  layout,	truncated,	     too_long, flipped,
+		strings,	  errors_latch, booleans_and_ranges, sections, sections_truncated,
+		sections_hostile, grows,
 	};
 
 	return check_main("sbuf", tests, ARRAY_SIZE(tests));

@@ -31,10 +31,10 @@ START_TEST(sizes)
 		{"18446744073709551615", UINT64_MAX},
 		{"007", 7},
 	};
-	static const char *const bad[] = {"",	"M",	"-1",  "+1",  " 1",  "1 ", "1MB", "1MM",
-					  "1.5G", "0x10", "1e3", "1K1", "abc", "1\n"};
-	static const char *const large[] = {"18446744073709551616", "16384P", "99999999999999999999999",
-					    "18014398509481984K"};
+	static const char *const bad[] = {"",	 "M",	 "-1",	 "+1",	" 1",  "1 ",  "1MB",
+					  "1MM", "1.5G", "0x10", "1e3", "1K1", "abc", "1\n"};
+	static const char *const large[] = {"18446744073709551616", "16384P",
+					    "99999999999999999999999", "18014398509481984K"};
 	uint64_t v;
 
 	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
@@ -57,12 +57,17 @@ START_TEST(durations)
 		const char *text;
 		uint64_t ns;
 	} good[] = {
-		{"50ms", 50 * NS_PER_MS}, {"2s", 2 * NS_PER_SEC},	{"1h", 3600 * NS_PER_SEC},
-		{"300us", 300000},	  {"5m", 300 * NS_PER_SEC}, {"7", 7 * NS_PER_SEC},
-		{"9ns", 9},		  {"0", 0},
+		{"50ms", 50 * NS_PER_MS},
+		{"2s", 2 * NS_PER_SEC},
+		{"1h", 3600 * NS_PER_SEC},
+		{"300us", 300000},
+		{"5m", 300 * NS_PER_SEC},
+		{"7", 7 * NS_PER_SEC},
+		{"9ns", 9},
+		{"0", 0},
 	};
-	static const char *const bad[] = {"",	 "ms",	"-1s", "1.5s", "1d",  "1 s",
-					  "1sec", "1MS", "s1",  "1s ",	"1mss"};
+	static const char *const bad[] = {"",	  "ms",	 "-1s", "1.5s", "1d",  "1 s",
+					  "1sec", "1MS", "s1",	"1s ",	"1mss"};
 	uint64_t v;
 
 	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
@@ -73,9 +78,9 @@ START_TEST(durations)
 	v = UNTOUCHED;
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
 		ck_assert_msg(parse_duration(bad[i], &v) == -EINVAL, "'%s'", bad[i]);
+	ck_assert_uint_eq(v, UNTOUCHED);
 	ck_assert_int_eq(parse_duration("18446744073709551615s", &v), -ERANGE);
 	ck_assert_int_eq(parse_duration("5124096h", &v), -ERANGE);
-	ck_assert_uint_eq(v, UNTOUCHED);
 }
 END_TEST
 
@@ -259,10 +264,16 @@ END_TEST
 
 int main(void)
 {
-	static const struct check_test tests[] = {
-		{sizes, 0},	       {durations, 0},	      {numbers, 0},
-		{sizes_as_text, 0},    {overflow_is_told, 0}, {reads_are_exact, 0},
-		{writes_are_exact, 0}, {reads_at_an_offset, 0}, {scopes_clean_up, 0},
+	const TTest *const tests[] = {
+		sizes,
+		durations,
+		numbers,
+		sizes_as_text,
+		overflow_is_told,
+		reads_are_exact,
+		writes_are_exact,
+		reads_at_an_offset,
+		scopes_clean_up,
 	};
 
 	return check_main("util", tests, ARRAY_SIZE(tests));

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT */
+#include "../ram.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "check-main.h"
+
+static struct ram ram;
+static struct errmsg err;
+
+static void make(uint64_t size)
+{
+	err = (struct errmsg){""};
+	ck_assert_msg(ram_init(&ram, size, &err) == 0, "%s", err.text);
+}
+
+/* The pages marked as stored by us since the last look, which must be exactly these. */
+static void need_dirty(uint64_t first, uint64_t n)
+{
+	for (uint64_t w = 0; w < ALIGN_UP(ram.npages, 64ULL) / 64; w++) {
+		uint64_t bits = ram_take_own_dirty(&ram, w), want = 0;
+
+		for (unsigned b = 0; b < 64; b++) {
+			uint64_t page = w * 64 + b;
+
+			if (page >= first && page < first + n)
+				want |= 1ULL << b;
+		}
+		ck_assert_msg(bits == want, "pages from %llu: %#llx instead of %#llx",
+			      (unsigned long long)w * 64, (unsigned long long)bits,
+			      (unsigned long long)want);
+	}
+}
+
+START_TEST(sizes)
+{
+	static const uint64_t bad[] = {
+		0,	     1,		 PAGE_SIZE,  RAM_MIN - PAGE_SIZE,
+		RAM_MIN + 1, UINT64_MAX, 1ULL << 63, (1ULL << 63) + PAGE_SIZE};
+
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		err = (struct errmsg){""};
+		ck_assert_int_lt(ram_init(&ram, bad[i], &err), 0);
+		ck_assert_msg(err.text[0], "no reason for %llu", (unsigned long long)bad[i]);
+		ck_assert_int_eq(ram.fd, -1);
+	}
+	make(RAM_MIN);
+	ck_assert_uint_eq(ram.npages, RAM_MIN / PAGE_SIZE);
+	ck_assert_uint_eq(ram.nregions, 1);
+	ram_destroy(&ram);
+	make(RAM_LOW_MAX);
+	ck_assert_uint_eq(ram.nregions, 1);
+	ram_destroy(&ram);
+	/* Far more than any host has: it is only reserved. */
+	make(RAM_LOW_MAX + 64 * GIB);
+	ck_assert_uint_eq(ram.nregions, 2);
+	ck_assert_uint_eq(ram_used(&ram), 0);
+	ram_destroy(&ram);
+	ck_assert_uint_eq(ram_end_gpa(64 * MIB), 64 * MIB);
+	ck_assert_uint_eq(ram_end_gpa(RAM_LOW_MAX), RAM_LOW_MAX);
+	ck_assert_uint_eq(ram_end_gpa(RAM_LOW_MAX + MIB), RAM_HIGH_BASE + MIB);
+}
+END_TEST
+
+/* Both regions' edges, the hole, and lengths that wrap. */
+START_TEST(bounds)
+{
+	uint64_t size = RAM_LOW_MAX + 32 * MIB, end = RAM_HIGH_BASE + 32 * MIB;
+	uint8_t b[2];
+
+	make(size);
+	ck_assert_ptr_eq(ram_ptr(&ram, 0, 1), ram.host);
+	ck_assert_ptr_nonnull(ram_ptr(&ram, 0, RAM_LOW_MAX));
+	ck_assert_ptr_null(ram_ptr(&ram, 0, RAM_LOW_MAX + 1));
+	ck_assert_ptr_eq(ram_ptr(&ram, RAM_LOW_MAX - 1, 1), ram.host + RAM_LOW_MAX - 1);
+	ck_assert_ptr_null(ram_ptr(&ram, RAM_LOW_MAX - 1, 2));
+	ck_assert_ptr_null(ram_ptr(&ram, RAM_LOW_MAX, 1));
+	ck_assert_ptr_null(ram_ptr(&ram, RAM_HIGH_BASE - 1, 1));
+	ck_assert_ptr_null(ram_ptr(&ram, RAM_HIGH_BASE - 1, 2));
+	ck_assert_ptr_eq(ram_ptr(&ram, RAM_HIGH_BASE, 1), ram.host + RAM_LOW_MAX);
+	ck_assert_ptr_eq(ram_ptr(&ram, end - 1, 1), ram.host + size - 1);
+	ck_assert_ptr_null(ram_ptr(&ram, end - 1, 2));
+	ck_assert_ptr_null(ram_ptr(&ram, end, 1));
+	ck_assert_ptr_null(ram_ptr(&ram, UINT64_MAX, 1));
+	ck_assert_ptr_null(ram_ptr(&ram, PAGE_SIZE, UINT64_MAX));
+	ck_assert_ptr_null(ram_ptr(&ram, PAGE_SIZE, UINT64_MAX - PAGE_SIZE + 1));
+	ck_assert_ptr_null(ram_ptr(&ram, UINT64_MAX - 1, 4));
+
+	ck_assert_int_eq(ram_read(&ram, end - 1, b, 2), -EFAULT);
+	ck_assert_int_eq(ram_write(&ram, end - 1, b, 2), -EFAULT);
+	ck_assert_int_eq(ram_zero(&ram, RAM_LOW_MAX - 1, 2), -EFAULT);
+	ck_assert_int_eq(ram_write_file(&ram, end - 1, -1, 0, 2), -EFAULT);
+	ck_assert_int_eq(ram_write_page(&ram, ram.npages, b), -EFAULT);
+	ck_assert_int_eq(ram_write_page(&ram, UINT64_MAX, b), -EFAULT);
+	ck_assert_int_eq(ram_zero_pages(&ram, ram.npages, 1), -EFAULT);
+	ck_assert_int_eq(ram_zero_pages(&ram, 1, ram.npages), -EFAULT);
+	ck_assert_int_eq(ram_zero_pages(&ram, 1, UINT64_MAX), -EFAULT);
+	need_dirty(0, 0);
+	ram_destroy(&ram);
+}
+END_TEST
+
+/* Each function that stores: the bytes are there, and their pages are marked, no others. */
+START_TEST(stores_are_marked)
+{
+	static uint8_t page[PAGE_SIZE], big[3 * PAGE_SIZE], back[3 * PAGE_SIZE];
+	char path[] = "/tmp/godwit-ram-XXXXXX";
+	int fd;
+
+	memset(big, 0x77, sizeof(big));
+	memset(page, 0x55, sizeof(page));
+	make(RAM_MIN);
+	need_dirty(0, 0);
+
+	ck_assert_int_eq(ram_write(&ram, 5 * PAGE_SIZE + 7, "x", 1), 0);
+	need_dirty(5, 1);
+	need_dirty(0, 0);
+	ck_assert_int_eq(ram_write(&ram, 6 * PAGE_SIZE - 1, "xy", 2), 0);
+	need_dirty(5, 2);
+	ck_assert_int_eq(ram_write(&ram, 8 * PAGE_SIZE, big, sizeof(big)), 0);
+	need_dirty(8, 3);
+	ck_assert_int_eq(ram_read(&ram, 8 * PAGE_SIZE, back, sizeof(back)), 0);
+	ck_assert_mem_eq(back, big, sizeof(big));
+	/* Over a word of the bitmap. */
+	ck_assert_int_eq(ram_write(&ram, 63 * PAGE_SIZE, big, 2 * PAGE_SIZE), 0);
+	need_dirty(63, 2);
+	ck_assert_int_eq(ram_write(&ram, 5 * PAGE_SIZE, big, 0), 0);
+	need_dirty(0, 0);
+	ck_assert_int_eq(ram_write(&ram, RAM_MIN, big, 0), 0);
+	need_dirty(0, 0);
+
+	ck_assert_int_eq(ram_zero(&ram, 9 * PAGE_SIZE - 1, 2), 0);
+	need_dirty(8, 2);
+	ck_assert_int_eq(ram_read(&ram, 9 * PAGE_SIZE - 2, back, 4), 0);
+	ck_assert_mem_eq(back, "\x77\0\0\x77", 4);
+
+	ck_assert_int_eq(ram_write_page(&ram, ram.npages - 1, page), 0);
+	need_dirty(ram.npages - 1, 1);
+	ck_assert_mem_eq(ram_page(&ram, ram.npages - 1), page, PAGE_SIZE);
+
+	ck_assert_int_eq(ram_zero_pages(&ram, 8, 3), 0);
+	need_dirty(8, 3);
+	memset(back, 0, sizeof(back));
+	ck_assert_mem_eq(ram_page(&ram, 8), back, 3 * PAGE_SIZE);
+
+	fd = mkstemp(path);
+	ck_assert_int_ge(fd, 0);
+	unlink(path);
+	ck_assert_int_eq(write_exact(fd, "....file's", 10), 0);
+	ck_assert_int_eq(ram_write_file(&ram, 3 * PAGE_SIZE - 2, fd, 4, 6), 0);
+	need_dirty(2, 2);
+	ck_assert_int_eq(ram_read(&ram, 3 * PAGE_SIZE - 2, back, 6), 0);
+	ck_assert_mem_eq(back, "file's", 6);
+	/* A file that ends early may have stored some. */
+	ck_assert_int_eq(ram_write_file(&ram, 20 * PAGE_SIZE, fd, 0, 2 * PAGE_SIZE), -ENODATA);
+	need_dirty(20, 2);
+	close(fd);
+	ram_destroy(&ram);
+}
+END_TEST
+
+START_TEST(index_is_offset)
+{
+	make(RAM_LOW_MAX + 32 * MIB);
+	ck_assert_int_eq(ram_write(&ram, RAM_HIGH_BASE + 5 * PAGE_SIZE, "high", 4), 0);
+	ck_assert_mem_eq(ram_page(&ram, RAM_LOW_MAX / PAGE_SIZE + 5), "high", 4);
+	need_dirty(RAM_LOW_MAX / PAGE_SIZE + 5, 1);
+	ram_destroy(&ram);
+}
+END_TEST
+
+START_TEST(holes)
+{
+	uint64_t index = 0, n = 0;
+
+	make(RAM_MIN);
+	ck_assert(!ram_next_populated(&ram, &index, &n));
+	ck_assert_uint_eq(ram_used(&ram), 0);
+	ck_assert_int_eq(ram_write(&ram, 100 * PAGE_SIZE, "x", 1), 0);
+	ck_assert_int_eq(ram_write(&ram, 101 * PAGE_SIZE, "x", 1), 0);
+	ck_assert_int_eq(ram_write(&ram, RAM_MIN - 1, "x", 1), 0);
+	index = 0;
+	ck_assert(ram_next_populated(&ram, &index, &n));
+	ck_assert(index <= 100 && index + n >= 102);
+	ck_assert_uint_ge(ram_used(&ram), 3 * PAGE_SIZE);
+	index = 101;
+	ck_assert(ram_next_populated(&ram, &index, &n));
+	ck_assert(index == 101 && n >= 1);
+	index = index + n;
+	ck_assert(ram_next_populated(&ram, &index, &n));
+	ck_assert_uint_eq(index + n, ram.npages);
+	index = ram.npages;
+	ck_assert(!ram_next_populated(&ram, &index, &n));
+	/* Given back. */
+	ck_assert_int_eq(ram_zero_pages(&ram, 0, ram.npages), 0);
+	index = 0;
+	ck_assert(!ram_next_populated(&ram, &index, &n));
+	ck_assert_uint_eq(ram_used(&ram), 0);
+	ram_destroy(&ram);
+}
+END_TEST
+
+int main(void)
+{
+	const TTest *const tests[] = {sizes, bounds, stores_are_marked, index_is_offset, holes};
+
+	return check_main("ram", tests, ARRAY_SIZE(tests));
+}
