@@ -255,8 +255,8 @@ int uri_listen(const char *uri, char *out, size_t len, struct errmsg *err)
 {
 	struct sockaddr_storage bound = {0};
 	socklen_t bound_len = sizeof(bound);
+	char port[16];
 	struct target t;
-	unsigned port;
 	int fd, ret;
 
 	ret = parse(uri, &t, err);
@@ -268,14 +268,14 @@ int uri_listen(const char *uri, char *out, size_t len, struct errmsg *err)
 	snprintf(out, len, "%s", uri);
 	if (t.is_unix || strcmp(t.port, "0") != 0)
 		return fd;
-	if (getsockname(fd, (struct sockaddr *)&bound, &bound_len)) {
-		ret = bind_error(uri, errno, err);
+	if (getsockname(fd, (struct sockaddr *)&bound, &bound_len) ||
+	    getnameinfo((struct sockaddr *)&bound, bound_len, NULL, 0, port, sizeof(port),
+			NI_NUMERICSERV)) {
+		ret = bind_error(uri, EIO, err);
 		close(fd);
 		return ret;
 	}
-	port = bound.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&bound)->sin6_port)
-					   : ntohs(((struct sockaddr_in *)&bound)->sin_port);
-	snprintf(out, len, strchr(t.host, ':') ? "tcp:[%s]:%u" : "tcp:%s:%u", t.host, port);
+	snprintf(out, len, strchr(t.host, ':') ? "tcp:[%s]:%s" : "tcp:%s:%s", t.host, port);
 	return fd;
 }
 

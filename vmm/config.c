@@ -216,6 +216,8 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 	void *dst = (char *)cfg + o->offset;
 	uint64_t v;
 
+	if (!value && o->kind != OPTION_FLAG)
+		return errmsg_set(err, -EINVAL, "option '--%s' needs a value", o->name);
 	switch (o->kind) {
 	case OPTION_FLAG:
 		*(bool *)dst = true;

@@ -27,7 +27,9 @@ json_t *report_text(const char *text)
 
 json_t *report_ms(uint64_t ns)
 {
-	return json_real((double)(ns / NS_PER_US) / 1000);
+	uint64_t us = ns / NS_PER_US;
+
+	return json_real((double)us / 1000);
 }
 
 static const char *verify_name(enum migrate_verify v)
@@ -126,26 +128,26 @@ void report_progress_line(const json_t *p, char *buf, size_t len)
 		 number(p, "elapsed_ms") / 1000);
 }
 
-void report_summary(const json_t *f, FILE *out)
+void report_summary(const json_t *final, FILE *f)
 {
-	const json_t *pages = json_object_get(f, "pages");
-	const json_t *parts = json_object_get(f, "downtime_parts");
+	const json_t *pages = json_object_get(final, "pages");
+	const json_t *parts = json_object_get(final, "downtime_parts");
 	char wire[32], ram[32];
 
-	format_size(wire, sizeof(wire), report_u64(f, "wire_bytes"));
-	format_size(ram, sizeof(ram), report_u64(f, "ram_bytes"));
-	fprintf(out, "%s in %.0f ms, downtime %.1f ms (expected %.1f), %.0f rounds\n",
-		text(f, "status"), number(f, "total_ms"), number(f, "downtime_ms"),
-		number(f, "estimate_downtime_ms"), number(f, "rounds"));
-	fprintf(out,
+	format_size(wire, sizeof(wire), report_u64(final, "wire_bytes"));
+	format_size(ram, sizeof(ram), report_u64(final, "ram_bytes"));
+	fprintf(f, "%s in %.0f ms, downtime %.1f ms (expected %.1f), %.0f rounds\n",
+		text(final, "status"), number(final, "total_ms"), number(final, "downtime_ms"),
+		number(final, "estimate_downtime_ms"), number(final, "rounds"));
+	fprintf(f,
 		"  %s on the wire for %s of RAM: %.0f pages sent, %.0f zero, %.0f unchanged; "
 		"%.0f verified (%s)\n",
 		wire, ram, number(pages, "sent"), number(pages, "zero"), number(pages, "unchanged"),
-		number(f, "verified_pages"), text(f, "verify"));
-	fprintf(out,
+		number(final, "verified_pages"), text(final, "verify"));
+	fprintf(f,
 		"  downtime: pause %.1f ms, last pages %.1f, state %.1f, proof %.1f, "
 		"commit %.1f; round trip %.2f ms\n",
 		number(parts, "pause_ms"), number(parts, "last_pages_ms"),
 		number(parts, "state_ms"), number(parts, "proof_ms"), number(parts, "commit_ms"),
-		number(f, "rtt_ms"));
+		number(final, "rtt_ms"));
 }

@@ -6,10 +6,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define BOOT_MS	  15000
+#define BOOT_MS 15000
 #define ANSWER_MS 10000
-#define MOVE_MS	  30000
-#define END_MS	  10000
+#define MOVE_MS 30000
+#define END_MS 10000
 /* More than the guest's period of one second. */
 #define SILENT_MS 1300
 

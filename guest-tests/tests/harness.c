@@ -16,7 +16,7 @@
 #include "harness_private.h"
 
 #define EXIT_SKIPPED 77
-#define TAIL_BYTES   3000 /* of each output of a failed test */
+#define TAIL_BYTES 3000 /* of each output of a failed test */
 
 /*
  * What the program's process sets up and its tests inherit by fork(). A test's own memory needs no
@@ -26,8 +26,8 @@ static struct {
 	char root[PATH_MAX];
 	char godwit[PATH_MAX];
 	char payloads[PATH_MAX];
-	char top[PATH_MAX];  /* scratch folder of the program */
-	char tmp[PATH_MAX];  /* of the test */
+	char top[PATH_MAX];   /* scratch folder of the program */
+	char tmp[PATH_MAX];   /* of the test */
 	char skips[PATH_MAX]; /* a byte for each skip */
 	const char *program;
 	double slow;

@@ -108,12 +108,12 @@ unsigned harness_env(const char *name, unsigned def);
 
 /* ---- places; the strings live as long as the test ---- */
 
-const char *harness_godwit(void);		/* the program to test */
-const char *harness_root(void);			/* the tree */
-const char *harness_tmp(void);			/* this test's scratch folder, gone after it */
-const char *harness_path(const char *fmt, ...)	/* any path or text, made up as by printf */
+const char *harness_godwit(void);	       /* the program to test */
+const char *harness_root(void);		       /* the tree */
+const char *harness_tmp(void);		       /* this test's scratch folder, gone after it */
+const char *harness_path(const char *fmt, ...) /* any path or text, made up as by printf */
 	__attribute__((format(printf, 1, 2)));
-const char *bare_elf(const char *payload);	/* .../hello.elf; fails when it is not built */
+const char *bare_elf(const char *payload); /* .../hello.elf; fails when it is not built */
 
 /* ---- time ---- */
 
@@ -124,10 +124,10 @@ int harness_slow(int ms);      /* a timeout with the factor on it, for waits of 
 
 /* What came out of one pipe: all of it, and how far lines have been taken from it. */
 struct stream {
-	int fd;	      /* -1 after its end */
-	int copy_fd;  /* the file beside it */
+	int fd;	     /* -1 after its end */
+	int copy_fd; /* the file beside it */
 	const char *copy_path;
-	char *buf;    /* NUL-terminated */
+	char *buf; /* NUL-terminated */
 	size_t len, cap;
 	size_t taken; /* [0, taken) has been given out as lines or skipped */
 };
@@ -136,15 +136,15 @@ struct proc {
 	struct proc *next;
 	char label[64]; /* in messages, and the name of its log files */
 	pid_t pid;
-	int pidfd;	/* -1 once reaped */
-	int in;		/* -1 once closed */
-	bool in_close;	/* close it when all has been written */
-	char *inbuf;	/* not written yet */
+	int pidfd;     /* -1 once reaped */
+	int in;	       /* -1 once closed */
+	bool in_close; /* close it when all has been written */
+	char *inbuf;   /* not written yet */
 	size_t inlen;
 	struct stream out, err;
-	int status;	/* exit code, or 128 + the signal; -1 while it runs */
-	bool guest;	/* runs one: a last line that is cut goes on in another process */
-	char *fatal;	/* see proc_fatal(); NULL for none */
+	int status;  /* exit code, or 128 + the signal; -1 while it runs */
+	bool guest;  /* runs one: a last line that is cut goes on in another process */
+	char *fatal; /* see proc_fatal(); NULL for none */
 };
 
 /*
@@ -166,8 +166,8 @@ struct proc *godwit_run(int exit_code, const char *cmd, ...) __attribute__((sent
 /*
  * The next line on stdout (proc_expect_err: stderr) that matches an extended regular expression,
  * without its newline. Lines before it are passed over for good. The last line counts without a
- * newline once the output has ended, but not that of a guest, which a move may have cut. Fails the test when it does not come in time, or cannot come
- * any more. The text lives as long as the test.
+ * newline once the output has ended, but not that of a guest, which a move may have cut. Fails the
+ * test when it does not come in time, or cannot come any more. The text lives as long as the test.
  */
 const char *proc_expect(struct proc *p, const char *regex, int timeout_ms);
 const char *proc_expect_err(struct proc *p, const char *regex, int timeout_ms);
@@ -255,16 +255,15 @@ json_t *guest_status(struct guest *g);
 
 struct dest {
 	struct proc *proc;
-	char name[48];	/* what the guest will be called there; "" if the receiver decides */
-	char uri[256];	/* what it said it listens at */
+	char name[48]; /* what the guest will be called there; "" if the receiver decides */
+	char uri[256]; /* what it said it listens at */
 };
 
 /*
  * `godwit receive [-n NAME] ARG... URI`, and waits until it listens. name may be NULL.
  * URI: "tcp:127.0.0.1:0" takes a free port; "unix:" is short for a socket in the scratch folder.
  */
-void dest_start(struct dest *d, const char *name, const char *uri, ...)
-	__attribute__((sentinel));
+void dest_start(struct dest *d, const char *name, const char *uri, ...) __attribute__((sentinel));
 
 /* What `migrate --json` said. */
 struct move {
@@ -274,7 +273,7 @@ struct move {
 	double pause_ms, last_pages_ms, state_ms, proof_ms, commit_ms; /* parts of downtime_ms */
 	uint64_t rounds, wire_bytes;
 	uint64_t scanned, zero, unchanged, sent, verified; /* pages */
-	json_t *json;	   /* all of it */
+	json_t *json;					   /* all of it */
 };
 
 /* `godwit migrate --json ARG... NAME URI`; returns at once. */
@@ -306,29 +305,29 @@ const char *slow_link(const struct dest *d, uint64_t bytes_per_s);
 
 #ifndef GODWIT_HARNESS_PRIVATE_H
 #define HARNESS_AT (harness_at(__FILE__, __LINE__))
-#define proc_expect(...)     (HARNESS_AT, proc_expect(__VA_ARGS__))
+#define proc_expect(...) (HARNESS_AT, proc_expect(__VA_ARGS__))
 #define proc_expect_err(...) (HARNESS_AT, proc_expect_err(__VA_ARGS__))
-#define proc_try(...)	     (HARNESS_AT, proc_try(__VA_ARGS__))
-#define proc_next(...)	     (HARNESS_AT, proc_next(__VA_ARGS__))
-#define proc_wait(...)	     (HARNESS_AT, proc_wait(__VA_ARGS__))
-#define proc_ended(...)	     (HARNESS_AT, proc_ended(__VA_ARGS__))
-#define proc_send(...)	     (HARNESS_AT, proc_send(__VA_ARGS__))
-#define godwit_run(...)	     (HARNESS_AT, godwit_run(__VA_ARGS__))
-#define kv(...)		     (HARNESS_AT, kv(__VA_ARGS__))
-#define kv_text(...)	     (HARNESS_AT, kv_text(__VA_ARGS__))
-#define json_of(...)	     (HARNESS_AT, json_of(__VA_ARGS__))
-#define json_num(...)	     (HARNESS_AT, json_num(__VA_ARGS__))
-#define json_text(...)	     (HARNESS_AT, json_text(__VA_ARGS__))
-#define guest_expect(...)    (HARNESS_AT, guest_expect(__VA_ARGS__))
-#define guest_next(...)	     (HARNESS_AT, guest_next(__VA_ARGS__))
-#define guest_send(...)	     (HARNESS_AT, guest_send(__VA_ARGS__))
-#define guest_ended(...)     (HARNESS_AT, guest_ended(__VA_ARGS__))
-#define guest_status(...)    (HARNESS_AT, guest_status(__VA_ARGS__))
-#define guest_moved(...)     (HARNESS_AT, guest_moved(__VA_ARGS__))
-#define guest_move(...)	     (HARNESS_AT, guest_move(__VA_ARGS__))
-#define dest_start(...)	     (HARNESS_AT, dest_start(__VA_ARGS__))
-#define move_report(...)     (HARNESS_AT, move_report(__VA_ARGS__))
-#define slow_link(...)	     (HARNESS_AT, slow_link(__VA_ARGS__))
+#define proc_try(...) (HARNESS_AT, proc_try(__VA_ARGS__))
+#define proc_next(...) (HARNESS_AT, proc_next(__VA_ARGS__))
+#define proc_wait(...) (HARNESS_AT, proc_wait(__VA_ARGS__))
+#define proc_ended(...) (HARNESS_AT, proc_ended(__VA_ARGS__))
+#define proc_send(...) (HARNESS_AT, proc_send(__VA_ARGS__))
+#define godwit_run(...) (HARNESS_AT, godwit_run(__VA_ARGS__))
+#define kv(...) (HARNESS_AT, kv(__VA_ARGS__))
+#define kv_text(...) (HARNESS_AT, kv_text(__VA_ARGS__))
+#define json_of(...) (HARNESS_AT, json_of(__VA_ARGS__))
+#define json_num(...) (HARNESS_AT, json_num(__VA_ARGS__))
+#define json_text(...) (HARNESS_AT, json_text(__VA_ARGS__))
+#define guest_expect(...) (HARNESS_AT, guest_expect(__VA_ARGS__))
+#define guest_next(...) (HARNESS_AT, guest_next(__VA_ARGS__))
+#define guest_send(...) (HARNESS_AT, guest_send(__VA_ARGS__))
+#define guest_ended(...) (HARNESS_AT, guest_ended(__VA_ARGS__))
+#define guest_status(...) (HARNESS_AT, guest_status(__VA_ARGS__))
+#define guest_moved(...) (HARNESS_AT, guest_moved(__VA_ARGS__))
+#define guest_move(...) (HARNESS_AT, guest_move(__VA_ARGS__))
+#define dest_start(...) (HARNESS_AT, dest_start(__VA_ARGS__))
+#define move_report(...) (HARNESS_AT, move_report(__VA_ARGS__))
+#define slow_link(...) (HARNESS_AT, slow_link(__VA_ARGS__))
 #endif
 
 #endif

@@ -8,8 +8,8 @@
 #include "harness_private.h"
 
 #define LISTEN_TIMEOUT 10000
-#define MOVE_TIMEOUT   60000
-#define LEAVE_TIMEOUT  10000
+#define MOVE_TIMEOUT 60000
+#define LEAVE_TIMEOUT 10000
 
 /* ---- lines ---- */
 

@@ -22,8 +22,8 @@
 #include "harness_private.h"
 
 #define MAX_CONNS 32
-#define CHUNK	  16384
-#define TICK_MS	  5
+#define CHUNK 16384
+#define TICK_MS 5
 
 struct half {
 	int fd; /* read from here into the buffer; -1 when it has ended */

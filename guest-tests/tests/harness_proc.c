@@ -23,7 +23,7 @@
 #include "harness_private.h"
 
 #define MAX_WATCHES 256
-#define MAX_POLL    1024
+#define MAX_POLL 1024
 #define RUN_TIMEOUT 30000
 /* The pipes of a process that has ended: what it left in them is there at once. */
 #define DRAIN_TIMEOUT 5000

@@ -31,13 +31,13 @@
 #define GODWIT_PAYLOAD_CONTRACT_H
 
 #define SERIAL_CHECK(n) (((n) + 1) * 0x9e3779b97f4a7c15ul)
-#define SERIAL_FMT	"serial n=%lu check=%016lx"
-#define SERIAL_GOT_FMT	"serial got=%lu count=%lu"
+#define SERIAL_FMT "serial n=%lu check=%016lx"
+#define SERIAL_GOT_FMT "serial got=%lu count=%lu"
 #define SERIAL_DONE_FMT "serial done n=%lu"
 
-#define TOUCH_READY_FMT	 "touch ready words=%lu high=%lu top=0x%lx"
+#define TOUCH_READY_FMT "touch ready words=%lu high=%lu top=0x%lx"
 #define TOUCH_VERIFY_FMT "touch verify words=%lu errors=%lu"
-#define TOUCH_ERROR_FMT	 "touch error addr=0x%lx want=0x%lx got=0x%lx"
-#define TOUCH_DONE_FMT	 "touch done words=%lu errors=%lu"
+#define TOUCH_ERROR_FMT "touch error addr=0x%lx want=0x%lx got=0x%lx"
+#define TOUCH_DONE_FMT "touch done words=%lu errors=%lu"
 
 #endif

@@ -349,8 +349,8 @@ static void on_ready(void *arg, int fd, short revents)
 
 static void watch(struct relay_side *s)
 {
-	bool full = !s->relay->ended &&
-		    (s->in.len >= QUEUE_HIGH || peer_of(s)->out.len >= QUEUE_HIGH);
+	bool full =
+		!s->relay->ended && (s->in.len >= QUEUE_HIGH || peer_of(s)->out.len >= QUEUE_HIGH);
 	short events = 0;
 
 	if (s->fd < 0)

@@ -104,17 +104,17 @@ struct relay_queue {
 /* One of the two connections. */
 struct relay_side {
 	struct relay *relay;
-	int fd;			/* -1 before it is there */
-	enum relay_dir dir;	/* of what is read from it */
-	struct relay_queue in;	/* read and not taken yet */
-	struct relay_queue out; /* forwarded and not written yet */
+	int fd;			  /* -1 before it is there */
+	enum relay_dir dir;	  /* of what is read from it */
+	struct relay_queue in;	  /* read and not taken yet */
+	struct relay_queue out;	  /* forwarded and not written yet */
 	bool in_ended, out_ended; /* end of file came; is to be sent, or has been */
 	bool out_shut;
-	bool raw;	/* no frames: bytes pass as they are */
+	bool raw; /* no frames: bytes pass as they are */
 	bool held;
-	bool prelude;	/* has come */
+	bool prelude; /* has come */
 	unsigned count[WIRE_N_TYPES];
-	uint32_t seq;	/* of the next frame forwarded, see renumber */
+	uint32_t seq;		  /* of the next frame forwarded, see renumber */
 	struct relay_queue later; /* of RELAY_SWAP */
 	struct relay_act *after;  /* to be done once out has drained */
 };
@@ -137,10 +137,10 @@ struct relay {
 	struct relay_take {
 		unsigned type;
 		size_t at, len; /* in tape.data */
-	} *take;
+	} * take;
 	unsigned n_takes;
-	bool ended;	/* cut: nothing is forwarded any more */
-	bool reset;	/* and how */
+	bool ended;	   /* cut: nothing is forwarded any more */
+	bool reset;	   /* and how */
 	char trace[16384]; /* "S:prelude D:prelude S:HELLO ...", for messages */
 };
 

@@ -98,7 +98,9 @@ static const struct {
 	{2, "the destination's URI is missing", {"migrate", "x"}},
 	{2, "'y' is neither tcp:HOST:PORT", {"migrate", "x", "y"}},
 	{2, "'a b' is not a guest's name", {"migrate", "a b", "unix:/x"}},
-	{2, "'0' .*more than 0|must be more than 0", {"migrate", "--downtime", "0", "x", "unix:/x"}},
+	{2,
+	 "'0' .*more than 0|must be more than 0",
+	 {"migrate", "--downtime", "0", "x", "unix:/x"}},
 	{2, "'soon' is not a time such as", {"migrate", "--timeout", "soon", "x", "unix:/x"}},
 	{2, "'most' is neither 'stream' nor", {"migrate", "--verify", "most", "x", "unix:/x"}},
 	{1, "no guest 'nobody' runs here", {"migrate", "nobody", "unix:/x"}},
@@ -115,9 +117,9 @@ START_TEST(words)
 {
 	const char *const *w = commands[_i].words;
 
-	need_one_line(godwit_run(commands[_i].status, w[0], w[1], w[2], w[3], w[4], w[5], w[6],
-				 NULL),
-		      commands[_i].regex);
+	need_one_line(
+		godwit_run(commands[_i].status, w[0], w[1], w[2], w[3], w[4], w[5], w[6], NULL),
+		commands[_i].regex);
 }
 END_TEST
 
@@ -149,7 +151,8 @@ START_TEST(kernels)
 {
 	static const char text[] = "This is not a kernel.\n";
 	static Elf64_Ehdr elf = {
-		.e_ident = {ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, ELFCLASS64, ELFDATA2LSB, EV_CURRENT},
+		.e_ident = {ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, ELFCLASS64, ELFDATA2LSB,
+			    EV_CURRENT},
 		.e_type = ET_EXEC,
 		.e_machine = EM_AARCH64,
 		.e_phentsize = sizeof(Elf64_Phdr),
@@ -160,7 +163,8 @@ START_TEST(kernels)
 	refuse_kernel("/nonexistent", "kernel /nonexistent: No such file");
 	refuse_kernel(harness_tmp(), "is a directory");
 	refuse_kernel(make_file("empty", "", 0), "the file is empty");
-	refuse_kernel(make_file("text", text, sizeof(text) - 1), "neither bzImage nor ELF, but a text");
+	refuse_kernel(make_file("text", text, sizeof(text) - 1),
+		      "neither bzImage nor ELF, but a text");
 	refuse_kernel(make_file("gz", "\x1f\x8b\x08\0\0\0\0\0", 8), "neither bzImage nor ELF");
 	need(mkfifo(fifo, 0600) == 0, "%s", strerror(errno));
 	refuse_kernel(fifo, "not a regular file");
@@ -204,7 +208,8 @@ static void good_bzimage(void)
 START_TEST(bzimages)
 {
 	good_bzimage();
-	refuse_kernel(make_file("cut", &bzimage, 0x240), "truncated: it ends within the setup header");
+	refuse_kernel(make_file("cut", &bzimage, 0x240),
+		      "truncated: it ends within the setup header");
 	refuse_kernel(make_file("cut", &bzimage, 700), "kernel .*/cut is truncated");
 	refuse_kernel(make_file("cut", &bzimage, sizeof(bzimage) - 1), "is truncated: 8191 bytes");
 	bzimage.hdr.xloadflags = 0;
@@ -224,7 +229,8 @@ START_TEST(linux_here)
 	if (harness_linux_works())
 		harness_skip("KVM runs Linux here");
 	good_bzimage();
-	refuse_kernel(make_file("linux", &bzimage, sizeof(bzimage)), "this KVM cannot run Linux: .*: ");
+	refuse_kernel(make_file("linux", &bzimage, sizeof(bzimage)),
+		      "this KVM cannot run Linux: .*: ");
 }
 END_TEST
 
@@ -286,7 +292,8 @@ START_TEST(nobody_listens)
 	fd = relay_listen("tcp:127.0.0.1:0", uri);
 	close(fd);
 	move_report(move_start(&s.g, uri, NULL), 1, &m, 20000);
-	need(strstr(m.error, "nobody listens at tcp:127.0.0.1:") && strstr(m.error, "godwit receive"),
+	need(strstr(m.error, "nobody listens at tcp:127.0.0.1:") &&
+		     strstr(m.error, "godwit receive"),
 	     "%s", m.error);
 	move_report(move_start(&s.g, "unix:/nonexistent/s", NULL), 1, &m, 20000);
 	need(strstr(m.error, "nobody listens at unix:/nonexistent/s"), "%s", m.error);

@@ -14,7 +14,7 @@
 #define LOW_HOLE (384ul << 10)
 
 #define BOOT_MS 15000
-#define END_MS	10000
+#define END_MS 10000
 
 /* ---- hello: what the guest is told about its machine ---- */
 
@@ -348,7 +348,8 @@ START_TEST(names)
 	/* Taken: refused with a reason that names it. */
 	p = godwit_run(1, "run", "-n", "one", "-m", "64M", "-k", bare_elf("hello"), NULL);
 	need(strstr(p->err.buf, "one"), "'%s'", p->err.buf);
-	guest_start(&b, "two", "-m", "32M", "-c", "2", "-k", bare_elf("dirty"), "-p", "ws=1M", NULL);
+	guest_start(&b, "two", "-m", "32M", "-c", "2", "-k", bare_elf("dirty"), "-p", "ws=1M",
+		    NULL);
 	guest_expect(&b, "^dirty ready ", BOOT_MS);
 	p = godwit_run(0, "list", NULL);
 	proc_expect(p, "^one +running ", 0);
@@ -419,8 +420,8 @@ START_TEST(same_in_qemu)
 	qemu = proc_start("qemu", "qemu-system-x86_64", "-machine", qemu_machine(), "-cpu",
 			  access("/dev/kvm", R_OK | W_OK) ? "max" : "max,-arch-capabilities", "-m",
 			  "64", "-smp", "2", "-display", "none", "-nodefaults", "-no-user-config",
-			  "-serial", "stdio", "-no-reboot", "-kernel", bare_elf("hello"),
-			  "-append", text, NULL);
+			  "-serial", "stdio", "-no-reboot", "-kernel", bare_elf("hello"), "-append",
+			  text, NULL);
 	proc_close(qemu);
 	theirs = proc_expect(qemu, "^hello cmdline=", 2 * BOOT_MS);
 	proc_expect(qemu, "^hello done$", END_MS);
@@ -430,7 +431,8 @@ START_TEST(same_in_qemu)
 	need_cmdline(theirs, text);
 	ck_assert_uint_eq(kv(ours, "cpus"), kv(theirs, "cpus"));
 	/* Firmware of theirs keeps some pages of low memory. */
-	need(kv(theirs, "ram") <= kv(ours, "ram") && kv(ours, "ram") - kv(theirs, "ram") <= 1ul << 20,
+	need(kv(theirs, "ram") <= kv(ours, "ram") &&
+		     kv(ours, "ram") - kv(theirs, "ram") <= 1ul << 20,
 	     "ours: %s; theirs: %s", ours, theirs);
 }
 END_TEST

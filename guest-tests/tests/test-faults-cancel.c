@@ -15,8 +15,8 @@ static const struct step {
 	enum relay_dir dir;
 	unsigned type;
 } steps[] = {
-	{TO_DEST, RELAY_PRELUDE},  {TO_SOURCE, WIRE_HELLO_OK}, {TO_DEST, WIRE_PAGES},
-	{TO_SOURCE, WIRE_ROUND_ACK}, {TO_DEST, WIRE_STATE},	{TO_DEST, WIRE_PROOF},
+	{TO_DEST, RELAY_PRELUDE},    {TO_SOURCE, WIRE_HELLO_OK}, {TO_DEST, WIRE_PAGES},
+	{TO_SOURCE, WIRE_ROUND_ACK}, {TO_DEST, WIRE_STATE},	 {TO_DEST, WIRE_PROOF},
 	{TO_SOURCE, WIRE_READY},
 };
 #define N_STEPS ((int)(sizeof(steps) / sizeof(steps[0])))
@@ -128,8 +128,9 @@ START_TEST(receiver_gives_up)
 	proc_ended(s.d.proc, status, 10000);
 	need(!proc_next(s.d.proc, 0), "the receiver let something run");
 	relay_go(s.relay);
-	scene_report(&s, 1, "destination (says: cancelled|closed the connection)|"
-			    "connection to the destination broke");
+	scene_report(&s, 1,
+		     "destination (says: cancelled|closed the connection)|"
+		     "connection to the destination broke");
 	source_owns(&s);
 }
 END_TEST
@@ -249,12 +250,13 @@ START_TEST(timeout)
 						      .type = WIRE_ROUND_ACK,
 						      .nth = i + 1,
 						      .what = RELAY_HOLD});
-	s.migrate = move_start(&s.g, s.relay->uri, "--timeout", "1500ms", "--downtime", "1us", NULL);
+	s.migrate = move_start(&s.g, s.relay->uri, "--timeout",
+			       harness_path("%dms", harness_slow(1500)), "--downtime", "1us", NULL);
 	for (unsigned i = 0; i < 3; i++) {
 		uint64_t until;
 
 		relay_wait(s.relay, i, 30000);
-		until = harness_now_ms() + 600;
+		until = harness_now_ms() + (uint64_t)harness_slow(600);
 		while (harness_now_ms() < until)
 			harness_pump((int)(until - harness_now_ms()));
 		relay_go(s.relay);

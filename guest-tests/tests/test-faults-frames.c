@@ -4,6 +4,7 @@
  * guest runs at the destination, by the check that the frame itself carries or, where the relay has
  * made that right again, by a deeper one; and the guest goes on at the source.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "../../migrate/handshake.h"
@@ -12,61 +13,70 @@
 
 /* ---- bits ---- */
 
-#define BYTES(n) ((n) * 8U)
+#define BYTES(n) ((n)*8U)
 /* Of a PAGES payload: the head, then descriptors, then pages. */
-#define DESC(i, field) (sizeof(struct wire_batch) + (i) * sizeof(struct wire_desc) +               \
-			offsetof(struct wire_desc, field))
+#define DESC(i, field)                                                                             \
+	(sizeof(struct wire_batch) + (i) * sizeof(struct wire_desc) +                              \
+	 offsetof(struct wire_desc, field))
 
 struct flip {
 	enum relay_dir dir;
 	unsigned type;
 	size_t bit; /* of the payload */
-	bool fix;
+	enum {
+		PLAIN, /* as lines do it: the frame's own check finds it */
+		FIXED, /* with a check that fits the damage */
+		DEEP,  /* and, of STATE, a proof that fits it */
+	} depth;
 	const char *error; /* of migrate */
 };
 
 static const struct flip flips[] = {
-	/* As lines do it: the frame's own check finds it. */
-	{TO_DEST, WIRE_HELLO, 100, false, "HELLO frame from the source was damaged|closed the connection"},
-	{TO_DEST, WIRE_HELLO, BYTES(40), false, "HELLO frame from the source was damaged|closed the connection"},
-	{TO_DEST, WIRE_PING, 7, false, "PING frame from the source was damaged"},
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)), false, "PAGES frame from the source was damaged"},
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, hash)), false, "PAGES frame from the source was damaged"},
-	{TO_DEST, WIRE_ROUND_END, 0, false, "ROUND_END frame from the source was damaged"},
-	{TO_DEST, WIRE_STATE, BYTES(2), false, "STATE frame from the source was damaged"},
-	{TO_DEST, WIRE_STATE, BYTES(3000), false, "STATE frame from the source was damaged"},
-	{TO_DEST, WIRE_PROOF, BYTES(20), false, "PROOF frame from the source was damaged"},
-	{TO_SOURCE, WIRE_PONG, 70, false, "PONG frame from the destination was damaged"},
-	{TO_SOURCE, WIRE_ROUND_ACK, 3, false, "ROUND_ACK frame from the destination was damaged"},
-	{TO_SOURCE, WIRE_READY, 9, false, "READY frame from the destination was damaged"},
+	{TO_DEST, WIRE_HELLO, 100, PLAIN,
+	 "HELLO frame from the source was damaged|closed the connection"},
+	{TO_DEST, WIRE_HELLO, BYTES(40), PLAIN,
+	 "HELLO frame from the source was damaged|closed the connection"},
+	{TO_DEST, WIRE_PING, 7, PLAIN, "PING frame from the source was damaged"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)), PLAIN,
+	 "PAGES frame from the source was damaged"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, hash)), PLAIN,
+	 "PAGES frame from the source was damaged"},
+	{TO_DEST, WIRE_ROUND_END, 0, PLAIN, "ROUND_END frame from the source was damaged"},
+	{TO_DEST, WIRE_STATE, BYTES(2), PLAIN, "STATE frame from the source was damaged"},
+	{TO_DEST, WIRE_STATE, BYTES(3000), PLAIN, "STATE frame from the source was damaged"},
+	{TO_DEST, WIRE_PROOF, BYTES(20), PLAIN, "PROOF frame from the source was damaged"},
+	{TO_SOURCE, WIRE_PONG, 70, PLAIN, "PONG frame from the destination was damaged"},
+	{TO_SOURCE, WIRE_ROUND_ACK, 3, PLAIN, "ROUND_ACK frame from the destination was damaged"},
+	{TO_SOURCE, WIRE_READY, 9, PLAIN, "READY frame from the destination was damaged"},
 	/* Pages are covered by their hashes alone. */
-	{TO_DEST, WIRE_PAGES, BYTES(sizeof(struct wire_batch) + 5 * sizeof(struct wire_desc)), false,
-	 "damaged"},
-	/* With a frame check that fits the damage. */
-	{TO_DEST, WIRE_HELLO, BYTES(20), true, "section .* unknown|malformed|version"},
-	{TO_DEST, WIRE_HELLO, 3, true, "HELLO has a section"},
-	{TO_DEST, WIRE_PING, 7, true, "PONG is not an answer"},
-	{TO_DEST, WIRE_PAGES, 7, true, "PAGES frame of|malformed PAGES frame"},
-	{TO_DEST, WIRE_PAGES, BYTES(4), true, "counts beyond the limits"},
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 30, true, "page beyond the guest's RAM"},
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 63, true, "page beyond the guest's RAM"},
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, count)) + 31, true, "page beyond|unknown kind"},
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, kind)) + 9, true, "unknown kind of page"},
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, kind)) + 1, true, "page beyond|unknown kind|disagree"},
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, hash)), true, "page [0-9]+ was damaged"},
+	{TO_DEST, WIRE_PAGES, BYTES(sizeof(struct wire_batch) + 5 * sizeof(struct wire_desc)),
+	 PLAIN, "damaged"},
+	{TO_DEST, WIRE_HELLO, BYTES(20), FIXED, "section .* unknown|malformed|version"},
+	{TO_DEST, WIRE_HELLO, 3, FIXED, "HELLO has a section"},
+	{TO_DEST, WIRE_PING, 7, FIXED, "PONG is not an answer"},
+	{TO_DEST, WIRE_PAGES, 7, FIXED, "PAGES frame of [0-9]+ descriptors in"},
+	{TO_DEST, WIRE_PAGES, BYTES(4), FIXED, "counts beyond the limits"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 30, FIXED, "page beyond the guest's RAM"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 63, FIXED, "page beyond the guest's RAM"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, count)) + 31, FIXED, "page beyond|unknown kind"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, kind)) + 9, FIXED, "unknown kind of page"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, kind)) + 1, FIXED, "page beyond|unknown kind|disagree"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, hash)), FIXED, "page [0-9]+ was damaged"},
 	/* Another page gets the content: found by what both sides hold in the end. */
-	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 12, true, "different memory"},
-	{TO_DEST, WIRE_ROUND_END, 0, true, "acknowledges another round"},
-	{TO_DEST, WIRE_STATE, BYTES(2), true, "state section .* is for nothing"},
-	{TO_DEST, WIRE_STATE, BYTES(16), true, "state section vcpu 1 "},
-	{TO_DEST, WIRE_STATE, BYTES(20), true, "section vcpu has version 0"},
-	{TO_DEST, WIRE_STATE, BYTES(24), true, "malformed|state section"},
-	{TO_DEST, WIRE_STATE, BYTES(27) + 7, true, "malformed"},
-	{TO_DEST, WIRE_PROOF, BYTES(20), true, "different memory in pages 512 to 1023"},
-	{TO_SOURCE, WIRE_PONG, 70, true, ""}, /* its clock: only the guest's time is off */
-	{TO_SOURCE, WIRE_PONG, 7, true, "PONG is not an answer"},
-	{TO_SOURCE, WIRE_ROUND_ACK, 3, true, "acknowledges another round"},
-	{TO_SOURCE, WIRE_READY, 9, true, "proof does not match"},
+	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 12, FIXED, "different memory"},
+	{TO_DEST, WIRE_ROUND_END, 0, FIXED, "acknowledges another round"},
+	{TO_DEST, WIRE_STATE, BYTES(2), FIXED, "state was damaged on its way"},
+	{TO_DEST, WIRE_STATE, BYTES(3000), FIXED, "state was damaged on its way"},
+	{TO_DEST, WIRE_STATE, BYTES(2), DEEP, "state section .* is for nothing"},
+	{TO_DEST, WIRE_STATE, BYTES(16), DEEP, "state section vcpu 1 "},
+	{TO_DEST, WIRE_STATE, BYTES(20), DEEP, "section vcpu has version 0"},
+	{TO_DEST, WIRE_STATE, BYTES(24), DEEP, "malformed|state section"},
+	{TO_DEST, WIRE_STATE, BYTES(27) + 7, DEEP, "malformed"},
+	{TO_DEST, WIRE_PROOF, BYTES(20), FIXED, "different memory in pages 512 to 1023"},
+	{TO_SOURCE, WIRE_PONG, 70, FIXED, ""}, /* its clock: only the guest's time is off */
+	{TO_SOURCE, WIRE_PONG, 7, FIXED, "PONG is not an answer"},
+	{TO_SOURCE, WIRE_ROUND_ACK, 3, FIXED, "acknowledges another round"},
+	{TO_SOURCE, WIRE_READY, 9, FIXED, "proof does not match"},
 };
 #define N_FLIPS ((int)(sizeof(flips) / sizeof(flips[0])))
 
@@ -78,17 +88,73 @@ static void refused_and_back(struct scene *s, const char *error)
 	source_owns(s);
 }
 
+/* The seed of this migration's hashes, from its HELLO. */
+static void learn_seed(void *arg, struct relay_frame *f)
+{
+	static struct hello hello;
+	struct hashes *h = arg;
+	struct errmsg err = {""};
+
+	need(!hello_load(&hello, relay_payload(f), relay_payload_len(f), &err), "%s", err.text);
+	need(!hashes_init(h, 1, hello.hash_seed), "out of memory");
+}
+
+struct forged_state {
+	struct hashes h;
+	struct page_hash digest;
+};
+
+/* Of a state alone the proof is one digest. */
+static void digest_state(void *arg, struct relay_frame *f)
+{
+	struct forged_state *s = arg;
+	struct hashes none = s->h;
+	struct page_hash root, *digest;
+	size_t n;
+
+	none.npages = 0;
+	digest = hashes_proof(&none, relay_payload(f), relay_payload_len(f), &n, &root);
+	need(digest && n == 1, "%zu digests", n);
+	s->digest = *digest;
+	free(digest);
+}
+
+static void forge_proof(void *arg, struct relay_frame *f)
+{
+	const struct forged_state *s = arg;
+
+	memcpy(f->bytes + f->len - sizeof(s->digest), &s->digest, sizeof(s->digest));
+}
+
+static void edit(struct scene *s, unsigned type, void (*fn)(void *arg, struct relay_frame *f),
+		 void *arg)
+{
+	relay_act(s->relay, (struct relay_act){.dir = TO_DEST,
+					       .type = type,
+					       .what = RELAY_EDIT,
+					       .edit = fn,
+					       .arg = arg,
+					       .fix = true});
+}
+
 START_TEST(flipped_bit)
 {
 	const struct flip *f = &flips[_i];
+	struct forged_state forged = {.h = {.npages = 0}};
 	struct scene s;
 
 	scene_start(&s, "unix:");
+	if (f->depth == DEEP)
+		edit(&s, WIRE_HELLO, learn_seed, &forged.h);
 	relay_act(s.relay, (struct relay_act){.dir = f->dir,
 					      .type = f->type,
 					      .what = RELAY_FLIP,
 					      .at = f->bit,
-					      .fix = f->fix});
+					      .fix = f->depth != PLAIN});
+	if (f->depth == DEEP) {
+		edit(&s, WIRE_STATE, digest_state, &forged);
+		edit(&s, WIRE_PROOF, forge_proof, &forged);
+	}
 	scene_migrate(&s);
 	if (f->error[0]) {
 		refused_and_back(&s, f->error);
@@ -142,17 +208,6 @@ END_TEST
 
 /* ---- damage that a peer of ill will, or a bug, would do: everything fits but the memory ---- */
 
-/* The seed of this migration's hashes, from its HELLO. */
-static void learn_seed(void *arg, struct relay_frame *f)
-{
-	static struct hello hello;
-	struct hashes *h = arg;
-	struct errmsg err = {""};
-
-	need(!hello_load(&hello, relay_payload(f), relay_payload_len(f), &err), "%s", err.text);
-	need(!hashes_init(h, 1, hello.hash_seed), "out of memory");
-}
-
 /* Another content for the first page that has one, with the hash of it. */
 static void forge_page(void *arg, struct relay_frame *f)
 {
@@ -180,17 +235,8 @@ START_TEST(forged_page)
 	struct scene s;
 
 	scene_start(&s, "unix:");
-	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
-					      .type = WIRE_HELLO,
-					      .what = RELAY_EDIT,
-					      .edit = learn_seed,
-					      .arg = &h});
-	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
-					      .type = WIRE_PAGES,
-					      .what = RELAY_EDIT,
-					      .edit = forge_page,
-					      .arg = &h,
-					      .fix = true});
+	edit(&s, WIRE_HELLO, learn_seed, &h);
+	edit(&s, WIRE_PAGES, forge_page, &h);
 	s.migrate = move_start(&s.g, s.relay->uri, "--verify", verify[_i], NULL);
 	refused_and_back(&s, "source and destination hold different memory in pages");
 }
@@ -223,11 +269,7 @@ START_TEST(zeros_instead)
 	struct scene s;
 
 	scene_start(&s, "unix:");
-	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
-					      .type = WIRE_PAGES,
-					      .what = RELAY_EDIT,
-					      .edit = zero_instead,
-					      .fix = true});
+	edit(&s, WIRE_PAGES, zero_instead, NULL);
 	scene_migrate(&s);
 	refused_and_back(&s, "source and destination hold different memory in pages 0 to 511");
 }

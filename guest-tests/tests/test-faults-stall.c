@@ -9,7 +9,7 @@
 
 /* CONN_IDLE_LIMIT, and some. */
 #define LIMIT_MS 30000
-#define WAIT_MS	 (LIMIT_MS + 15000)
+#define WAIT_MS (LIMIT_MS + 15000)
 
 #define NO_PROGRESS "made no progress for 30 s"
 

@@ -21,22 +21,14 @@ static const struct step {
 	unsigned type;
 	enum relay_when when;
 } steps[] = {
-	{TO_DEST, RELAY_PRELUDE, RELAY_BEFORE},
-	{TO_DEST, RELAY_PRELUDE, RELAY_AFTER},
-	{TO_SOURCE, RELAY_PRELUDE, RELAY_AFTER},
-	{TO_DEST, WIRE_HELLO, RELAY_BEFORE},
-	{TO_DEST, WIRE_HELLO, RELAY_AFTER},
-	{TO_SOURCE, WIRE_HELLO_OK, RELAY_AFTER},
-	{TO_DEST, WIRE_PING, RELAY_AFTER},
-	{TO_SOURCE, WIRE_PONG, RELAY_AFTER},
-	{TO_DEST, WIRE_PAGES, RELAY_AFTER},
-	{TO_DEST, WIRE_ROUND_END, RELAY_BEFORE},
-	{TO_SOURCE, WIRE_ROUND_ACK, RELAY_AFTER},
-	{TO_DEST, WIRE_STATE, RELAY_BEFORE},
-	{TO_DEST, WIRE_STATE, RELAY_AFTER},
-	{TO_DEST, WIRE_PROOF, RELAY_BEFORE},
-	{TO_DEST, WIRE_PROOF, RELAY_AFTER},
-	{TO_SOURCE, WIRE_READY, RELAY_BEFORE},
+	{TO_DEST, RELAY_PRELUDE, RELAY_BEFORE},	  {TO_DEST, RELAY_PRELUDE, RELAY_AFTER},
+	{TO_SOURCE, RELAY_PRELUDE, RELAY_AFTER},  {TO_DEST, WIRE_HELLO, RELAY_BEFORE},
+	{TO_DEST, WIRE_HELLO, RELAY_AFTER},	  {TO_SOURCE, WIRE_HELLO_OK, RELAY_AFTER},
+	{TO_DEST, WIRE_PING, RELAY_AFTER},	  {TO_SOURCE, WIRE_PONG, RELAY_AFTER},
+	{TO_DEST, WIRE_PAGES, RELAY_AFTER},	  {TO_DEST, WIRE_ROUND_END, RELAY_BEFORE},
+	{TO_SOURCE, WIRE_ROUND_ACK, RELAY_AFTER}, {TO_DEST, WIRE_STATE, RELAY_BEFORE},
+	{TO_DEST, WIRE_STATE, RELAY_AFTER},	  {TO_DEST, WIRE_PROOF, RELAY_BEFORE},
+	{TO_DEST, WIRE_PROOF, RELAY_AFTER},	  {TO_SOURCE, WIRE_READY, RELAY_BEFORE},
 };
 #define N_STEPS ((int)(sizeof(steps) / sizeof(steps[0])))
 
@@ -91,7 +83,7 @@ static const struct step commit_steps[] = {
 	{TO_DEST, WIRE_COMMIT, RELAY_AFTER},
 	{TO_SOURCE, WIRE_RUNNING, RELAY_BEFORE},
 };
-#define COMMIT_LOST    0
+#define COMMIT_LOST 0
 #define N_COMMIT_STEPS ((int)(sizeof(commit_steps) / sizeof(commit_steps[0])))
 
 START_TEST(dest_killed_after_commit)
@@ -182,8 +174,9 @@ START_TEST(half_a_commit)
 	struct scene s;
 
 	scene_start(&s, "unix:");
-	relay_act(s.relay, (struct relay_act){
-				   .dir = TO_DEST, .type = WIRE_COMMIT, .what = RELAY_SHORT, .at = 30});
+	relay_act(s.relay,
+		  (struct relay_act){
+			  .dir = TO_DEST, .type = WIRE_COMMIT, .what = RELAY_SHORT, .at = 30});
 	scene_migrate(&s);
 	scene_report(&s, 3, GONE);
 	dest_refused(&s, GONE);

@@ -15,6 +15,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "../../migrate/handshake.h"
+#include "../../migrate/hashes.h"
 #include "faults.h"
 
 #define SESSION 0x1122334455667788ULL
@@ -83,7 +85,8 @@ static void need_plain(const struct proc *p)
 	for (size_t i = 0; i < p->err.len; i++) {
 		unsigned char c = (unsigned char)p->err.buf[i];
 
-		need(c == '\n' || (c >= ' ' && c != 0x7f), "%s: byte %#x in its messages", p->label, c);
+		need(c == '\n' || (c >= ' ' && c != 0x7f), "%s: byte %#x in its messages", p->label,
+		     c);
 	}
 }
 
@@ -224,7 +227,8 @@ static const struct {
 	{s_garbage, "does not speak godwit's migration protocol"},
 	{s_nothing, "the source closed the connection"},
 	{s_half_prelude, "the source closed the connection"},
-	{s_newer, "source speaks migration protocol 8 \\(down to 4\\), this godwit 1 \\(down to 1\\)"},
+	{s_newer,
+	 "source speaks migration protocol 8 \\(down to 4\\), this godwit 1 \\(down to 1\\)"},
 	{s_older, "source speaks migration protocol 0 \\(down to 0\\), this godwit 1 "},
 	{s_half_header, "the source closed the connection"},
 	{s_half_hello, "the source closed the connection"},
@@ -469,10 +473,47 @@ static bool mutate(struct relay_frame *f)
 	return true;
 }
 
-/* Plays the tape up to PROOF, with one frame changed. */
-static void play(const struct relay *r, int fd, unsigned victim)
+/* The hashes of the recorded migration: by its seed. */
+static struct hashes tape_hashes(const struct relay *r)
 {
-	static uint8_t copy[1 << 20];
+	static struct hello hello;
+	struct errmsg err = {""};
+	struct hashes h;
+	unsigned i = 0;
+
+	while (r->take[i].type != WIRE_HELLO)
+		i++;
+	need(!hello_load(&hello, r->tape.data + r->take[i].at + sizeof(struct wire_frame),
+			 r->take[i].len - sizeof(struct wire_frame), &err),
+	     "%s", err.text);
+	need(!hashes_init(&h, 1, hello.hash_seed), "out of memory");
+	h.npages = 0;
+	return h;
+}
+
+/*
+ * The proof covers the state: for a changed one to get as far as being loaded, its digest, the
+ * proof's last, is made to fit.
+ */
+static void forge_proof(const struct hashes *h, const struct relay_frame *state,
+			struct relay_frame *proof)
+{
+	struct page_hash root, *digest;
+	size_t n;
+
+	digest = hashes_proof(h, state->bytes + sizeof(struct wire_frame),
+			      state->len - sizeof(struct wire_frame), &n, &root);
+	need(digest && n == 1, "out of memory");
+	memcpy(proof->bytes + proof->len - sizeof(*digest), digest, sizeof(*digest));
+	free(digest);
+	relay_fix(proof);
+}
+
+/* Plays the tape up to PROOF, with one frame changed. */
+static void play(const struct relay *r, const struct hashes *h, int fd, unsigned victim)
+{
+	static uint8_t copy[1 << 20], proof[1 << 16];
+	struct relay_frame state = {.type = 0};
 
 	for (unsigned i = 0; i < r->n_takes && r->take[i].type != WIRE_COMMIT; i++) {
 		struct relay_frame f = {.dir = TO_DEST,
@@ -486,6 +527,14 @@ static void play(const struct relay *r, int fd, unsigned victim)
 			memcpy(copy, f.bytes, f.len);
 			f.bytes = copy;
 			go = mutate(&f);
+			if (f.type == WIRE_STATE && f.len >= sizeof(struct wire_frame))
+				state = f;
+		}
+		if (f.type == WIRE_PROOF && state.type) {
+			need(f.len <= sizeof(proof), "a proof of %zu bytes", f.len);
+			memcpy(proof, f.bytes, f.len);
+			f.bytes = proof;
+			forge_proof(h, &state, &f);
 		}
 		if (!send_all(fd, f.bytes, f.len) || !go)
 			return;
@@ -500,6 +549,7 @@ START_TEST(mutated)
 {
 	const unsigned rounds = harness_env("GODWIT_TEST_MUTATIONS", 60);
 	struct relay *r = recorded();
+	struct hashes h = tape_hashes(r);
 	unsigned pages = 0;
 
 	/* Not to change PAGES nearly always: most frames are. */
@@ -517,7 +567,7 @@ START_TEST(mutated)
 		dest_start(&d, "there", "unix:", NULL);
 		fd = relay_connect(d.uri);
 		set_timeouts(fd);
-		play(r, fd, victim);
+		play(r, &h, fd, victim);
 		shutdown(fd, SHUT_WR);
 		if (proc_wait(d.proc, 20000) != 1)
 			fail_test("seed %u, %s changed: exit code %d", i,

@@ -12,7 +12,7 @@
 static const struct {
 	const char *kernel, *cpus;
 } boots[] = {
-	{"6.1/vmlinuz", "1"}, {"6.1/vmlinuz", "2"},  {"6.1/vmlinuz", "4"}, {"6.1/vmlinux", "1"},
+	{"6.1/vmlinuz", "1"}, {"6.1/vmlinuz", "2"},  {"6.1/vmlinuz", "4"},  {"6.1/vmlinux", "1"},
 	{"6.1/vmlinux", "2"}, {"6.12/vmlinuz", "1"}, {"6.12/vmlinuz", "2"},
 };
 
@@ -145,8 +145,8 @@ static const char *const resets[] = {"", "reboot=t", "reboot=k", "reboot=a", "re
 
 START_TEST(reset)
 {
-	const char *cmdline = harness_path("quiet gt.mode=idle gt.mem=1M gt.clock=0 %s",
-					   resets[_i]);
+	const char *cmdline =
+		harness_path("quiet gt.mode=idle gt.mem=1M gt.clock=0 %s", resets[_i]);
 	struct lx x = {.notes = 0};
 	pid_t pid;
 
@@ -184,7 +184,8 @@ int main(void)
 	TCase *tc;
 
 	if (!harness_linux_works())
-		return harness_skip_all("no Linux guest runs on this host (godwit doctor says why)");
+		return harness_skip_all(
+			"no Linux guest runs on this host (godwit doctor says why)");
 
 	tc = harness_case(s, "boot", 60);
 	tcase_add_loop_test(tc, boot, 0, COUNT(boots));

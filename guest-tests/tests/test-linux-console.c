@@ -69,7 +69,7 @@ struct terminal {
 	int master, slave;
 	struct termios before;
 	pid_t pid;
-	int status;	/* as of waitpid(), once it has ended */
+	int status; /* as of waitpid(), once it has ended */
 	char text[65536];
 	size_t len, taken;
 };
@@ -167,8 +167,8 @@ static void terminal_boot(struct terminal *t)
 {
 	struct termios now;
 	const char *const argv[] = {
-		harness_godwit(), "run", "-n", "vm", "-m", "128M", "-k", lx_kernel("6.1/vmlinuz"),
-		"-i", lx_initrd(), "-p", QUIET_GUEST, NULL,
+		harness_godwit(),	  "run", "-n",	      "vm", "-m",	 "128M", "-k",
+		lx_kernel("6.1/vmlinuz"), "-i",	 lx_initrd(), "-p", QUIET_GUEST, NULL,
 	};
 
 	terminal_run(t, argv);
@@ -190,7 +190,8 @@ START_TEST(escape_key)
 	/* What would interrupt, stop or end a program at a terminal: all of it is the guest's. */
 	terminal_type(&t, "echo \x03\x1a\x04\x1c|\r");
 	terminal_expect(&t, " echo ....| sum=", LX_ANSWER_MS);
-	terminal_type(&t, "echo \x01" "a|\r");
+	terminal_type(&t, "echo \x01"
+			  "a|\r");
 	terminal_expect(&t, " echo .| sum=", LX_ANSWER_MS);
 	terminal_type(&t, "\x01h");
 	terminal_expect(&t, "Ctrl-A x", LX_ANSWER_MS);
@@ -241,7 +242,8 @@ END_TEST
  */
 static const char *button_initrd(void)
 {
-	static const char script[] = "#!/bin/sh\n"
+	static const char script[] =
+		"#!/bin/sh\n"
 		"/bin/busybox mount -t proc proc /proc\n"
 		"mount -t devtmpfs dev /dev\n"
 		"for module in $(cat /modules/order); do insmod /modules/$module; done\n"
@@ -292,7 +294,8 @@ int main(void)
 	TCase *tc;
 
 	if (!harness_linux_works())
-		return harness_skip_all("no Linux guest runs on this host (godwit doctor says why)");
+		return harness_skip_all(
+			"no Linux guest runs on this host (godwit doctor says why)");
 
 	tc = harness_case(s, "pipe", 120);
 	tcase_add_test(tc, input);

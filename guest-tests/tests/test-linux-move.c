@@ -21,13 +21,13 @@
 struct journey {
 	struct lx x;
 	unsigned cpus;
-	unsigned flooded;    /* moves that a flood met */
-	uint64_t flood;	     /* lines of the next one */
-	bool early;	     /* it starts before the move: during it there is no time */
-	uint64_t gap_us;     /* the largest that the guest saw */
-	uint64_t pages;	     /* that it had verified when last asked */
-	double downtime_ms;  /* the longest by the engine */
-	double total_ms;     /* of all moves */
+	unsigned flooded;   /* moves that a flood met */
+	uint64_t flood;	    /* lines of the next one */
+	bool early;	    /* it starts before the move: during it there is no time */
+	uint64_t gap_us;    /* the largest that the guest saw */
+	uint64_t pages;	    /* that it had verified when last asked */
+	double downtime_ms; /* the longest by the engine */
+	double total_ms;    /* of all moves */
 };
 
 static void set_out(struct journey *j, const char *kernel, const char *cpus)
@@ -107,7 +107,8 @@ static void move(struct journey *j, const char *uri, bool flood, const char *ver
 	if (flood && j->early)
 		start_flood(j);
 	migrate = move_start(g, d.uri, verify, "--verbose", NULL);
-	/* The first round takes most of the time; what is left are the short ones before the pause. */
+	/* The first round takes most of the time; what is left are the short ones before the pause.
+	 */
 	if (flood && !j->early) {
 		proc_expect_err(migrate, "round ", LX_MOVE_MS);
 		start_flood(j);
@@ -124,8 +125,9 @@ static void move(struct journey *j, const char *uri, bool flood, const char *ver
 	if (m.downtime_ms > j->downtime_ms)
 		j->downtime_ms = m.downtime_ms;
 	harness_say("move %u, %.4s%s: %.0f ms, %u rounds, paused for %.1f ms; largest gap so far "
-		    "%llu ms", g->moves, uri, flood ? " with a flood" : "", m.total_ms,
-		    (unsigned)m.rounds, m.downtime_ms, (unsigned long long)j->gap_us / 1000);
+		    "%llu ms",
+		    g->moves, uri, flood ? " with a flood" : "", m.total_ms, (unsigned)m.rounds,
+		    m.downtime_ms, (unsigned long long)j->gap_us / 1000);
 }
 
 /* Its clock still tells the time, it verifies all it holds, and ends well. */
@@ -138,9 +140,9 @@ static void arrive(struct journey *j)
 	guest_send(&j->x.g, "q\n");
 	lx_done(&j->x);
 	harness_say("%u moves in %.1f s: paused for %.1f ms at most, guest's largest gap %llu ms, "
-		    "%llu pages verified by it, %u floods met", j->x.g.moves, j->total_ms / 1000,
-		    j->downtime_ms, (unsigned long long)j->gap_us / 1000,
-		    (unsigned long long)j->pages, j->flooded);
+		    "%llu pages verified by it, %u floods met",
+		    j->x.g.moves, j->total_ms / 1000, j->downtime_ms,
+		    (unsigned long long)j->gap_us / 1000, (unsigned long long)j->pages, j->flooded);
 }
 
 static const struct {
@@ -202,7 +204,8 @@ int main(void)
 	TCase *tc;
 
 	if (!harness_linux_works())
-		return harness_skip_all("no Linux guest runs on this host (godwit doctor says why)");
+		return harness_skip_all(
+			"no Linux guest runs on this host (godwit doctor says why)");
 
 	tc = harness_case(s, "back-and-forth", 60 + 20 * harness_env("GODWIT_TEST_MOVES", 20));
 	tcase_add_loop_test(tc, back_and_forth, 0, COUNT(travellers));

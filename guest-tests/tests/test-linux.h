@@ -16,18 +16,18 @@
 #include "../linux/contract.h"
 #include "harness.h"
 
-#define LX_BOOT_MS   30000
+#define LX_BOOT_MS 30000
 #define LX_ANSWER_MS 10000
-#define LX_END_MS    10000
-#define LX_MOVE_MS   60000
+#define LX_END_MS 10000
+#define LX_MOVE_MS 60000
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
 struct lx {
 	struct guest g;
-	uint64_t next;	 /* the number that the next line must have */
-	unsigned notes;	 /* complaints of the kernel that are known and harmless */
-	char word[16];	 /* of the line taken last */
+	uint64_t next;	   /* the number that the next line must have */
+	unsigned notes;	   /* complaints of the kernel that are known and harmless */
+	char word[16];	   /* of the line taken last */
 	const char *ready; /* the last ready line */
 };
 
@@ -44,7 +44,8 @@ static inline const char *lx_kernel(const char *which)
 
 static inline const char *lx_initrd(void)
 {
-	const char *path = harness_path("%s/build/guest-tests/linux/initramfs.cpio", harness_root());
+	const char *path =
+		harness_path("%s/build/guest-tests/linux/initramfs.cpio", harness_root());
 
 	if (access(path, R_OK))
 		fail_test("%s is not there: make linux-guest builds it", path);
@@ -109,8 +110,7 @@ static inline const char *lx_expect(struct lx *x, const char *word, int timeout_
 			return body;
 	}
 	fail_test("%s: no line '%s' within %d ms%s", x->g.proc->label, word,
-		  harness_slow(timeout_ms),
-		  x->g.proc->out.fd < 0 ? ": its output has ended" : "");
+		  harness_slow(timeout_ms), x->g.proc->out.fd < 0 ? ": its output has ended" : "");
 }
 
 /* Sends a command, and takes lines up to the one with this word. */
@@ -170,7 +170,8 @@ static inline const char *lx_fact(const char *info, const char *key)
 	for (const char *p = info; (p = strstr(p, line)); p++) {
 		const char *text = p + strlen(line);
 
-		all = harness_path("%s%s%.*s", all, *all ? "\n" : "", (int)strcspn(text, "\n"), text);
+		all = harness_path("%s%s%.*s", all, *all ? "\n" : "", (int)strcspn(text, "\n"),
+				   text);
 	}
 	need(*all, "no key %s in: %s", key, info);
 	return all;

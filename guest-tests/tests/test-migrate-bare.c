@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Bare guests that check themselves, moved again and again while they work: memory under every
- * kind of writer, registers, several CPUs, timers, the serial line. Each move goes to a new process.
+ * kind of writer, registers, several CPUs, timers, the serial line. Each move goes to a new
+ * process.
  *
  * GODWIT_TEST_MOVES is how many moves the memory matrix makes altogether (200).
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 
 #include "../bare/contract.h"
 #include "harness.h"
@@ -57,8 +59,9 @@ static void need_gap(const struct move *m, const char *line)
 	double gap_ms = (double)kv(line, "gap_us") / 1000;
 	double least = m->downtime_ms - m->pause_ms - m->commit_ms - GAP_BELOW_MS;
 
-	need(gap_ms >= least, "the guest saw %.1f ms, of a downtime of %.1f (pause %.1f, commit %.1f)",
-	     gap_ms, m->downtime_ms, m->pause_ms, m->commit_ms);
+	need(gap_ms >= least,
+	     "the guest saw %.1f ms, of a downtime of %.1f (pause %.1f, commit %.1f)", gap_ms,
+	     m->downtime_ms, m->pause_ms, m->commit_ms);
 	need(gap_ms <= m->downtime_ms + harness_slow(GAP_ABOVE_MS),
 	     "the guest saw %.1f ms, the engine %.1f", gap_ms, m->downtime_ms);
 }
@@ -81,8 +84,8 @@ START_TEST(writer)
 	const char *rate = rates[(_i / COUNT(kinds) + _i) % COUNT(rates)];
 	int cpus = 1 + _i % 2;
 	/* Flat out, what is dirty at the end is the whole set: it has to fit the downtime. */
-	const char *args = harness_path("kind=%s rate=%s ws=%s cpus=%d report=0 seed=%d", kind, rate,
-					rate[0] == '0' ? "8M" : "24M", cpus, _i + 1);
+	const char *args = harness_path("kind=%s rate=%s ws=%s cpus=%d report=0 seed=%d", kind,
+					rate, rate[0] == '0' ? "8M" : "24M", cpus, _i + 1);
 	uint64_t t_ms = 0, pages, writes = 0;
 	const char *line;
 	struct guest g;
@@ -120,6 +123,25 @@ START_TEST(writer)
 	need(kv(line, "errors") == 0 && kv(line, "pages") == pages, "%s", line);
 	line = guest_expect(&g, "^dirty done ", LINE_MS);
 	ck_assert_uint_eq(kv(line, "errors"), 0);
+	guest_ended(&g, 0, LINE_MS);
+}
+END_TEST
+
+/* The guest's own word for it, without the help of --verify=full. */
+START_TEST(unaided)
+{
+	struct guest g;
+
+	guest_start(&g, "u", "-m", "64M", "-c", "2", "-k", bare_elf("dirty"), "-p",
+		    harness_path("kind=%s ws=8M cpus=2 report=0", kinds[_i]), NULL);
+	proc_fatal(g.proc, BARE_DIRTY_ERROR "| panic ");
+	guest_expect(&g, "^dirty ready ", LINE_MS);
+	for (unsigned n = 0; n < 3; n++) {
+		guest_move(&g, NULL, uri(n), "--downtime=300ms", NULL);
+		ck_assert_uint_eq(kv(ask(&g, "v", "^dirty verify "), "errors"), 0);
+	}
+	guest_send(&g, "q");
+	guest_expect(&g, "^dirty done .* errors=0$", LINE_MS);
 	guest_ended(&g, 0, LINE_MS);
 }
 END_TEST
@@ -191,7 +213,8 @@ START_TEST(smp)
 	ipis = kv(ask(&g, "r", "^smp tick="), "ipis");
 	for (unsigned n = 0; n < few_moves(); n++) {
 		guest_move(&g, NULL, uri(n), "--verify=full", "--downtime=300ms", NULL);
-		/* min is the least any CPU did since the line before: all of that after the move. */
+		/* min is the least any CPU did since the line before: all of that after the move.
+		 */
 		ask(&g, "r", "^smp tick=");
 		do {
 			line = ask(&g, "r", "^smp tick=");
@@ -334,6 +357,36 @@ START_TEST(input)
 }
 END_TEST
 
+static bool is_taken(void *arg)
+{
+	struct guest *g = arg;
+	int waiting = -1;
+
+	return g->proc->inlen == 0 && ioctl(g->proc->in, FIONREAD, &waiting) == 0 && waiting == 0;
+}
+
+/* What has been typed and the guest has not read yet goes with it, more than its UART holds. */
+START_TEST(input_travels)
+{
+	static const char typed[] = "what has been typed and not been read yet";
+	struct guest g;
+
+	guest_start(&g, "typed", "-m", "64M", "-k", bare_elf("serial"), "-p", "report=10", NULL);
+	guest_expect(&g, "^serial n=1 ", LINE_MS);
+	godwit_run(0, "pause", g.name, NULL);
+	guest_send(&g, typed);
+	need(harness_until(is_taken, &g, LINE_MS), "godwit does not read its input");
+	for (unsigned i = 0; i < 2; i++)
+		guest_move(&g, NULL, uri(i), NULL);
+	godwit_run(0, "resume", g.name, NULL);
+	for (unsigned i = 0; typed[i]; i++)
+		ck_assert_str_eq(guest_expect(&g, "^serial got=", LINE_MS),
+				 harness_path(SERIAL_GOT_FMT, (unsigned long)typed[i], i + 1UL));
+	guest_send(&g, "q");
+	guest_ended(&g, 0, LINE_MS);
+}
+END_TEST
+
 /* ---- the machine at the destination is a whole one: it resets, and moves on ---- */
 
 START_TEST(reset_after_move)
@@ -367,6 +420,8 @@ int main(void)
 
 	tc = harness_case(s, "writers", 60 + 10 * (total_moves / (unsigned)WRITERS));
 	tcase_add_loop_test(tc, writer, 0, writers);
+	tc = harness_case(s, "unaided", 120);
+	tcase_add_loop_test(tc, unaided, 0, COUNT(kinds));
 	tc = harness_case(s, "large", 180);
 	tcase_add_test(tc, large);
 	tc = harness_case(s, "cpus", 180);
@@ -377,6 +432,7 @@ int main(void)
 	tc = harness_case(s, "serial", 120);
 	tcase_add_test(tc, serial);
 	tcase_add_test(tc, input);
+	tcase_add_test(tc, input_travels);
 	tc = harness_case(s, "reset", 120);
 	tcase_add_test(tc, reset_after_move);
 	return harness_main(s);

@@ -83,7 +83,8 @@ START_TEST(watched)
 	while (json_num(later, "migration.round") < json_num(s, "migration.round") + 2)
 		later = guest_status(&g);
 	need(json_num(later, "migration.wire_bytes") > json_num(s, "migration.wire_bytes") &&
-		     json_num(later, "migration.elapsed_ms") > json_num(s, "migration.elapsed_ms") &&
+		     json_num(later, "migration.elapsed_ms") >
+			     json_num(s, "migration.elapsed_ms") &&
 		     json_num(later, "migration.pages.scanned") >
 			     json_num(s, "migration.pages.scanned") &&
 		     json_num(later, "migration.dirty_pages_per_s") > 0,

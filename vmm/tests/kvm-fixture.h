@@ -74,7 +74,10 @@ static inline void put64(struct ram *ram, uint64_t gpa, uint64_t value)
 	ck_assert_int_eq(ram_write(ram, gpa, &value, sizeof(value)), 0);
 }
 
-/* Page tables, GDT and the segment registers of 64-bit ring 0. */
+/*
+ * Page tables (marked as used, so that the processor does not store to them later), GDT and the segment
+ * registers of 64-bit ring 0.
+ */
 static inline void machine_long_mode(struct machine *m, unsigned id)
 {
 	struct kvm_segment code = {.limit = UINT32_MAX,
@@ -95,12 +98,12 @@ static inline void machine_long_mode(struct machine *m, unsigned id)
 	int fd = m->vm->vcpu[id].fd;
 	struct kvm_sregs s;
 
-	put64(ram, 0x1000, 0x2000 | 7);
-	put64(ram, 0x2000, 0x3000 | 7);
-	put64(ram, 0x2000 + 4 * 8, 0x4000 | 7);
+	put64(ram, 0x1000, 0x2000 | 0x27);
+	put64(ram, 0x2000, 0x3000 | 0x27);
+	put64(ram, 0x2000 + 4 * 8, 0x4000 | 0x27);
 	for (uint64_t i = 0; i < 512; i++) {
-		put64(ram, 0x3000 + i * 8, i * 2 * MIB | 0x87);
-		put64(ram, 0x4000 + i * 8, (RAM_HIGH_BASE + i * 2 * MIB) | 0x87);
+		put64(ram, 0x3000 + i * 8, i * 2 * MIB | 0xe7);
+		put64(ram, 0x4000 + i * 8, (RAM_HIGH_BASE + i * 2 * MIB) | 0xe7);
 	}
 	put64(ram, 0x5000, 0);
 	put64(ram, 0x5008, 0x00af9b000000ffff);

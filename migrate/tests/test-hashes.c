@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: MIT */
+#include "../hashes.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "../../vmm/tests/check-main.h"
+
+#define NPAGES (RAM_MIN / PAGE_SIZE)
+
+static struct ram ram;
+static struct hashes h;
+static uint8_t page[PAGE_SIZE];
+
+static void begin(void)
+{
+	struct errmsg err = {""};
+
+	ck_assert_msg(ram_init(&ram, RAM_MIN, &err) == 0, "%s", err.text);
+	ck_assert_int_eq(hashes_init(&h, ram.npages, 42), 0);
+}
+
+static void end(void)
+{
+	hashes_free(&h);
+	ram_destroy(&ram);
+}
+
+static void store(uint64_t index, uint8_t value)
+{
+	memset(page, value, sizeof(page));
+	page[index % PAGE_SIZE] ^= 0x80;
+	ck_assert_int_eq(ram_write_page(&ram, index, page), 0);
+	h.table[index] = hash_page(&h, ram_page(&ram, index));
+}
+
+/* 0 when RAM is as the table says, else 1 + the page that is not. */
+static uint64_t differs(void)
+{
+	uint64_t index = UINT64_MAX;
+	int ret = hashes_compare_ram(&h, &ram, &index, NULL, NULL);
+
+	ck_assert(ret == 0 || ret == -EBADMSG);
+	return ret ? 1 + index : 0;
+}
+
+START_TEST(zero_page)
+{
+	struct page_hash z, one;
+
+	begin();
+	memset(page, 0, sizeof(page));
+	z = hash_page(&h, page);
+	ck_assert(hash_equal(&z, &h.zero));
+	for (uint64_t i = 0; i < h.npages; i++)
+		ck_assert(hash_equal(&h.table[i], &h.zero));
+	ck_assert(page_is_zero(page));
+	for (size_t i = 0; i < PAGE_SIZE; i++) {
+		page[i] = 1;
+		ck_assert_msg(!page_is_zero(page), "byte %zu", i);
+		one = hash_page(&h, page);
+		ck_assert(!hash_equal(&one, &h.zero));
+		page[i] = 0;
+	}
+	end();
+}
+END_TEST
+
+/* A table is for one migration: another seed gives other hashes. */
+START_TEST(seeds)
+{
+	struct page_hash a, b, again;
+	struct hashes other;
+
+	begin();
+	ck_assert_int_eq(hashes_init(&other, 16, 43), 0);
+	memset(page, 7, sizeof(page));
+	a = hash_page(&h, page);
+	b = hash_page(&other, page);
+	again = hash_page(&h, page);
+	ck_assert(!hash_equal(&a, &b));
+	ck_assert(hash_equal(&a, &again));
+	hashes_free(&other);
+	end();
+}
+END_TEST
+
+START_TEST(any_bit_counts)
+{
+	struct page_hash before, after;
+
+	begin();
+	memset(page, 0x33, sizeof(page));
+	before = hash_page(&h, page);
+	for (size_t bit = 0; bit < PAGE_SIZE * 8; bit += 61) {
+		page[bit / 8] ^= (uint8_t)(1U << bit % 8);
+		after = hash_page(&h, page);
+		ck_assert(!hash_equal(&before, &after));
+		page[bit / 8] ^= (uint8_t)(1U << bit % 8);
+	}
+	/* Both halves are compared. */
+	after = before;
+	after.high ^= 1;
+	ck_assert(!hash_equal(&before, &after));
+	after = before;
+	after.low ^= 1ULL << 63;
+	ck_assert(!hash_equal(&before, &after));
+	end();
+}
+END_TEST
+
+START_TEST(proofs)
+{
+	struct page_hash root, other_root, *digest, *other;
+	uint64_t pages = 3 * HASHES_CHUNK + 5;
+	size_t n, m;
+
+	ck_assert_int_eq(hashes_init(&h, pages, 42), 0);
+	ck_assert_uint_eq(hashes_n_chunks(&h), 4);
+	digest = hashes_proof(&h, "state", 5, &n, &root);
+	ck_assert_ptr_nonnull(digest);
+	ck_assert_uint_eq(n, 5);
+	/* Each page changes the digest of its chunk, no other, and the root. */
+	for (uint64_t i = 0; i < pages; i += i % HASHES_CHUNK < 2 ? 1 : 173) {
+		h.table[i].high ^= 1;
+		other = hashes_proof(&h, "state", 5, &m, &other_root);
+		ck_assert_ptr_nonnull(other);
+		for (size_t c = 0; c < n; c++)
+			ck_assert_int_eq(hash_equal(&digest[c], &other[c]), c != i / HASHES_CHUNK);
+		ck_assert(!hash_equal(&root, &other_root));
+		free(other);
+		h.table[i].high ^= 1;
+	}
+	h.table[pages - 1].low ^= 1;
+	other = hashes_proof(&h, "state", 5, &m, &other_root);
+	ck_assert(!hash_equal(&digest[3], &other[3]));
+	free(other);
+	h.table[pages - 1].low ^= 1;
+	/* And the state its own. */
+	other = hashes_proof(&h, "State", 5, &m, &other_root);
+	ck_assert(hash_equal(&digest[3], &other[3]) && !hash_equal(&digest[4], &other[4]));
+	ck_assert(!hash_equal(&root, &other_root));
+	free(other);
+	free(digest);
+	hashes_free(&h);
+}
+END_TEST
+
+START_TEST(ram_is_compared)
+{
+	begin();
+	ck_assert_uint_eq(differs(), 0);
+	store(0, 1);
+	store(700, 2);
+	store(NPAGES - 1, 3);
+	ck_assert_uint_eq(differs(), 0);
+	/* A flipped bit in each of them. */
+	for (unsigned i = 0; i < 3; i++) {
+		static const uint64_t pages[] = {0, 700, NPAGES - 1};
+		uint64_t gpa = pages[i] * PAGE_SIZE + 1000 * i + 95;
+		uint8_t byte;
+
+		ck_assert_int_eq(ram_read(&ram, gpa, &byte, 1), 0);
+		byte ^= 4;
+		ck_assert_int_eq(ram_write(&ram, gpa, &byte, 1), 0);
+		ck_assert_uint_eq(differs(), 1 + pages[i]);
+		byte ^= 4;
+		ck_assert_int_eq(ram_write(&ram, gpa, &byte, 1), 0);
+		ck_assert_uint_eq(differs(), 0);
+	}
+	end();
+}
+END_TEST
+
+/* What the table calls content and RAM has not, and the other way round. */
+START_TEST(holes_are_compared)
+{
+	begin();
+	store(500, 9);
+	/* A byte where nothing was ever stored. */
+	ck_assert_int_eq(ram_write(&ram, 900 * PAGE_SIZE + 3, "x", 1), 0);
+	ck_assert_uint_eq(differs(), 1 + 900);
+	ck_assert_int_eq(ram_zero_pages(&ram, 900, 1), 0);
+	ck_assert_uint_eq(differs(), 0);
+	/* Content lost to a hole: before, between, after what is there. */
+	ck_assert_int_eq(ram_zero_pages(&ram, 500, 1), 0);
+	ck_assert_uint_eq(differs(), 1 + 500);
+	store(500, 9);
+	for (unsigned i = 0; i < 3; i++) {
+		static const uint64_t lost[] = {3, 501, NPAGES - 1};
+
+		h.table[lost[i]].low = 1;
+		ck_assert_uint_eq(differs(), 1 + lost[i]);
+		h.table[lost[i]] = h.zero;
+	}
+	/* A page of zeros that has memory is as good as a hole. */
+	memset(page, 0, sizeof(page));
+	ck_assert_int_eq(ram_write_page(&ram, 600, page), 0);
+	ck_assert_uint_eq(differs(), 0);
+	end();
+}
+END_TEST
+
+static void count_tick(void *arg)
+{
+	(*(unsigned *)arg)++;
+}
+
+START_TEST(comparing_says_that_it_lives)
+{
+	unsigned ticks = 0;
+	uint64_t index;
+
+	begin();
+	for (uint64_t i = 0; i < NPAGES; i++)
+		store(i, (uint8_t)(1 + i % 200));
+	ck_assert_int_eq(hashes_compare_ram(&h, &ram, &index, count_tick, &ticks), 0);
+	ck_assert_uint_ge(ticks, 1);
+	end();
+}
+END_TEST
+
+int main(void)
+{
+	const TTest *const tests[] = {
+		zero_page,
+		seeds,
+		any_bit_counts,
+		proofs,
+		ram_is_compared,
+		holes_are_compared,
+		comparing_says_that_it_lives,
+	};
+
+	return check_main("hashes", tests, ARRAY_SIZE(tests));
+}

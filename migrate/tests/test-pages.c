@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Rounds of pages on real KVM, with a destination made here that believes nothing: whatever the
+ * guest does to a page while it is sent, in the end both sides hold the same, and every content
+ * that came was what its hash says.
+ *
+ * The guest's worst moments are made, not waited for: ioctl() of this program is its own, so that
+ * the guest can be made to store right before and right after its dirty bits are cleared.
+ */
+#include "../pages.h"
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include "../../vmm/tests/kvm-fixture.h"
+
+#define NPAGES (RAM_MIN / PAGE_SIZE)
+#define SEED 4711
+
+/* ---- the guest's moments ---- */
+
+static void (*before_clear)(void), (*after_clear)(void);
+static uint64_t hook_page; /* the range with this page */
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	const struct kvm_clear_dirty_log *log;
+	bool hook = false;
+	va_list ap;
+	void *arg;
+	int ret;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if (request == KVM_CLEAR_DIRTY_LOG) {
+		log = arg;
+		hook = hook_page >= log->first_page && hook_page < log->first_page + log->num_pages;
+	}
+	if (hook && before_clear)
+		before_clear();
+	ret = (int)syscall(SYS_ioctl, fd, request, arg);
+	if (hook && ret == 0 && after_clear)
+		after_clear();
+	return ret;
+}
+
+/* ---- the other side ---- */
+
+static struct other {
+	int fd;
+	pthread_t thread;
+	uint8_t *ram;
+	struct hashes hashes; /* of what came */
+	uint32_t seq;
+	uint64_t contents, zeros, bad;
+	_Atomic uint64_t frames;
+} other;
+
+static bool take(void *buf, size_t len)
+{
+	return read_exact(other.fd, buf, len) == 0;
+}
+
+static void *take_frames(void *arg)
+{
+	static struct wire_desc desc[WIRE_BATCH_DESCS];
+	static uint8_t page[PAGE_SIZE];
+	struct wire_batch head;
+	struct wire_frame f;
+
+	(void)arg;
+	while (take(&f, sizeof(f)) && f.type == WIRE_PAGES && f.seq == other.seq) {
+		const char *why;
+
+		other.seq++;
+		if (!take(&head, sizeof(head)) || head.n_descs > WIRE_BATCH_DESCS ||
+		    !take(desc, head.n_descs * sizeof(desc[0])) ||
+		    wire_check_batch(&head, desc, f.length, NPAGES, &why)) {
+			other.bad++;
+			break;
+		}
+		for (uint32_t i = 0; i < head.n_descs; i++) {
+			uint64_t index = desc[i].index;
+
+			if (desc[i].kind == WIRE_PAGE_ZERO) {
+				memset(other.ram + index * PAGE_SIZE, 0, desc[i].count * PAGE_SIZE);
+				for (uint32_t k = 0; k < desc[i].count; k++)
+					other.hashes.table[index + k] = other.hashes.zero;
+				other.zeros += desc[i].count;
+				continue;
+			}
+			if (!take(page, sizeof(page)))
+				break;
+			memcpy(other.ram + index * PAGE_SIZE, page, PAGE_SIZE);
+			other.hashes.table[index] = hash_page(&other.hashes, page);
+			if (!hash_equal(&other.hashes.table[index], &desc[i].hash))
+				other.bad++;
+			other.contents++;
+		}
+		other.frames++;
+	}
+	return NULL;
+}
+
+/* ---- one migration ---- */
+
+static struct machine *m;
+static struct dirty d;
+static struct hashes hashes;
+static struct conn conn;
+static struct page_path path;
+
+static int no_tick(void *arg, uint64_t remaining, struct errmsg *err)
+{
+	(void)arg;
+	(void)remaining;
+	(void)err;
+	return 0;
+}
+
+static void begin(void)
+{
+	int fds[2];
+
+	m = machine_new(RAM_MIN, 1);
+	machine_store_code(m);
+	kvm_guest_store(m->vm, MIB, 1);
+	ck_assert_int_eq(hashes_init(&hashes, NPAGES, SEED), 0);
+	memset(&other, 0, sizeof(other));
+	ck_assert_int_eq(hashes_init(&other.hashes, NPAGES, SEED), 0);
+	other.ram = calloc(NPAGES, PAGE_SIZE);
+	ck_assert_ptr_nonnull(other.ram);
+	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+	other.fd = fds[1];
+	ck_assert_int_eq(conn_init(&conn, fds[0], -1, "other side", &m->err), 0);
+	ck_assert_int_eq(dirty_start(&d, m->vm, &m->err), 0);
+	path = (struct page_path){
+		.vm = m->vm, .dirty = &d, .hashes = &hashes, .conn = &conn, .tick = no_tick};
+	ck_assert_int_eq(pthread_create(&other.thread, NULL, take_frames, NULL), 0);
+}
+
+static void a_round(void)
+{
+	uint64_t pages;
+
+	ck_assert_msg(dirty_collect(&d, &pages, &m->err) == 0, "%s", m->err.text);
+	ck_assert_msg(pages_send_round(&path, pages, &m->err) == 0, "%s", m->err.text);
+}
+
+/* The last round of a guest that does nothing any more; then both must be equal. */
+static void end(void)
+{
+	uint64_t index = 0;
+
+	before_clear = after_clear = NULL;
+	a_round();
+	ck_assert_msg(conn_flush(&conn, &m->err) == 0, "%s", m->err.text);
+	conn_close(&conn);
+	pthread_join(other.thread, NULL);
+	ck_assert_msg(other.bad == 0, "%llu contents were not what their hashes say",
+		      (unsigned long long)other.bad);
+	for (uint64_t i = 0; i < NPAGES; i++) {
+		ck_assert_msg(
+			!memcmp(other.ram + i * PAGE_SIZE, ram_page(&m->vm->ram, i), PAGE_SIZE),
+			"page %llu is not what the guest has", (unsigned long long)i);
+		ck_assert_msg(hash_equal(&hashes.table[i], &other.hashes.table[i]),
+			      "of page %llu the table says what is not there",
+			      (unsigned long long)i);
+	}
+	ck_assert_int_eq(hashes_compare_ram(&hashes, &m->vm->ram, &index, NULL, NULL), 0);
+	close(other.fd);
+	free(other.ram);
+	dirty_stop(&d);
+	hashes_free(&hashes);
+	hashes_free(&other.hashes);
+	machine_free(m);
+}
+
+static void fill(uint64_t index, uint8_t value)
+{
+	static uint8_t page[PAGE_SIZE];
+
+	memset(page, value, sizeof(page));
+	ck_assert_int_eq(ram_write_page(&m->vm->ram, index, page), 0);
+}
+
+START_TEST(all_arrives)
+{
+	begin();
+	for (uint64_t i = 300; i < 1500; i += 1 + i % 3)
+		fill(i, (uint8_t)(i % 251 + 1));
+	a_round();
+	ck_assert_uint_eq(path.total.scanned, NPAGES);
+	ck_assert_uint_eq(path.total.unchanged, 0);
+	ck_assert_uint_gt(path.total.sent, 500);
+	ck_assert_uint_gt(path.total.zero, 1000);
+	end();
+}
+END_TEST
+
+/* What never changed again is not sent again, and not even looked at. */
+START_TEST(rounds_shrink)
+{
+	uint64_t frames;
+
+	begin();
+	for (uint64_t i = 300; i < 800; i++)
+		fill(i, 1);
+	a_round();
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	fill(400, 2);
+	a_round();
+	ck_assert_uint_ge(path.total.scanned, NPAGES + 1);
+	ck_assert_uint_lt(path.total.scanned, NPAGES + 50);
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	/* The same bytes again are no news. */
+	frames = path.total.sent;
+	fill(400, 2);
+	a_round();
+	ck_assert_uint_eq(path.total.sent, frames);
+	ck_assert_uint_ge(path.total.unchanged, 1);
+	end();
+}
+END_TEST
+
+/* ---- clear, then read ---- */
+
+#define HOT 1000U
+
+static unsigned hook_stores;
+
+static void store_hot(void)
+{
+	kvm_guest_store(m->vm, HOT * PAGE_SIZE + 8, 1000 + ++hook_stores);
+}
+
+/*
+ * The guest stores right before its dirty bit is cleared: the store's bit goes with it, so the
+ * page must not have been read yet.
+ */
+START_TEST(store_before_clearing)
+{
+	begin();
+	hook_page = HOT;
+	before_clear = store_hot;
+	a_round();
+	ck_assert_uint_eq(hook_stores, 1);
+	kvm_guest_store(m->vm, HOT * PAGE_SIZE + 16, 1);
+	a_round();
+	ck_assert_uint_eq(hook_stores, 2);
+	end();
+}
+END_TEST
+
+/* Right after it: in this round's copy or not, it is in the next round's log. */
+START_TEST(store_after_clearing)
+{
+	begin();
+	hook_page = HOT;
+	after_clear = store_hot;
+	a_round();
+	ck_assert_uint_eq(hook_stores, 1);
+	a_round();
+	ck_assert_uint_eq(hook_stores, 2);
+	end();
+}
+END_TEST
+
+/* ---- a page that does not hold still ---- */
+
+#define RESTLESS 1100U
+#define RESTLESS_PAGES 8U
+
+static atomic_bool restless;
+
+/* Another processor: the guest's vCPU in its RAM. Its stores are logged by hand, as KVM would. */
+static void *never_still(void *arg)
+{
+	uint8_t *p = m->vm->ram.host + RESTLESS * PAGE_SIZE;
+
+	(void)arg;
+	for (uint64_t n = 1; restless; n++) {
+		/* Now and then a whole page of zeros. */
+		uint64_t v = n % 5 ? n * 0x9e3779b97f4a7c15 : 0;
+
+		for (size_t i = 0; i < RESTLESS_PAGES * PAGE_SIZE; i += 64)
+			*(volatile uint64_t *)(void *)(p + i) = v;
+	}
+	return NULL;
+}
+
+START_TEST(hash_is_of_what_was_sent)
+{
+	uint64_t deadline;
+	pthread_t t;
+
+	begin();
+	restless = true;
+	ck_assert_int_eq(pthread_create(&t, NULL, never_still, NULL), 0);
+	deadline = now_ns() + 700 * NS_PER_MS;
+	while (now_ns() < deadline) {
+		for (unsigned i = 0; i < RESTLESS_PAGES; i++)
+			ck_assert_int_eq(
+				ram_write(&m->vm->ram, (RESTLESS + i) * PAGE_SIZE + 32, "x", 1), 0);
+		a_round();
+	}
+	restless = false;
+	pthread_join(t, NULL);
+	ck_assert_msg(path.total.sent > 500, "only %llu pages sent",
+		      (unsigned long long)path.total.sent);
+	for (unsigned i = 0; i < RESTLESS_PAGES; i++)
+		fill(RESTLESS + i, 9);
+	end();
+}
+END_TEST
+
+/* ---- the table says what the other side holds ---- */
+
+/*
+ * Every way from one content to another, among: nothing ever, a hole, zeros, A, B; each step in a
+ * round of its own, or two within one.
+ */
+static void become(uint64_t index, unsigned content)
+{
+	switch (content) {
+	case 0:
+		ck_assert_int_eq(ram_zero_pages(&m->vm->ram, index, 1), 0);
+		break;
+	case 1:
+		fill(index, 0);
+		break;
+	default:
+		fill(index, (uint8_t)(content * 16));
+	}
+}
+
+START_TEST(every_change)
+{
+	const unsigned kinds = 4;
+	uint64_t index = 600;
+
+	begin();
+	a_round();
+	for (unsigned seq = 0; seq < kinds * kinds * kinds * kinds; seq++)
+		become(index + seq, seq % kinds);
+	a_round();
+	for (unsigned seq = 0; seq < kinds * kinds * kinds * kinds; seq++)
+		become(index + seq, seq / kinds % kinds);
+	a_round();
+	for (unsigned seq = 0; seq < kinds * kinds * kinds * kinds; seq++) {
+		/* Twice between two rounds: only the last counts. */
+		become(index + seq, seq / kinds / kinds % kinds);
+		become(index + seq, seq / kinds / kinds / kinds % kinds);
+	}
+	a_round();
+	for (unsigned seq = 0; seq < kinds * kinds * kinds * kinds; seq++)
+		become(index + seq, seq % kinds);
+	end();
+}
+END_TEST
+
+/* A content that goes away and comes back, each time in a round of its own. */
+START_TEST(there_and_back)
+{
+	begin();
+	fill(700, 7);
+	a_round();
+	for (unsigned i = 0; i < 3; i++) {
+		fill(700, 0);
+		a_round();
+		fill(700, 7);
+		a_round();
+		ck_assert_uint_eq(hash_equal(&hashes.table[700], &hashes.zero), false);
+		fill(700, 8);
+		a_round();
+		fill(700, 7);
+		a_round();
+	}
+	end();
+}
+END_TEST
+
+int main(void)
+{
+	const TTest *const tests[] = {
+		all_arrives,
+		rounds_shrink,
+		store_before_clearing,
+		store_after_clearing,
+		hash_is_of_what_was_sent,
+		every_change,
+		there_and_back,
+	};
+
+	if (!kvm_here())
+		return check_skip("pages", "no /dev/kvm");
+	return check_main("pages", tests, ARRAY_SIZE(tests));
+}
