@@ -492,28 +492,49 @@ static void stop_listening(struct receiver *r)
 	uri_unlink(r->opt.uri);
 }
 
-static int receive_guest(struct receiver *r)
+/*
+ * Waits for a source that speaks. Who connects only to see whether anybody listens (a port scan,
+ * another receiver that wants this address) and leaves without a word has not been a source.
+ */
+static int accept_source(struct receiver *r, uint64_t *session)
 {
-	uint64_t session;
 	int fd, ret;
 
-	fd = uri_accept(r->listen_fd, r->cancel_fd, &r->err);
-	if (fd < 0)
-		return fd;
-	/* One source is enough: the next one is refused by its own kernel's answer, at once. */
+	for (;;) {
+		fd = uri_accept(r->listen_fd, r->cancel_fd, &r->err);
+		if (fd < 0)
+			return fd;
+		r->start_ns = now_ns();
+		ret = conn_init(&r->conn, fd, r->cancel_fd, "source", &r->err);
+		if (ret)
+			return ret;
+		set_phase(r, MIGRATE_HANDSHAKE);
+		ret = conn_recv_prelude(&r->conn, session, &r->err);
+		if (ret != -ECONNRESET || r->conn.received)
+			break;
+		log_debug("a peer connected and left without a word");
+		conn_close(&r->conn);
+		r->err = (struct errmsg){0};
+		r->start_ns = 0;
+		set_phase(r, MIGRATE_LISTENING);
+	}
+	/* One source is enough: the next one is refused at once by the kernel. */
 	stop_listening(r);
-	r->start_ns = now_ns();
-	ret = conn_init(&r->conn, fd, r->cancel_fd, "source", &r->err);
-	if (ret)
-		return ret;
-	set_phase(r, MIGRATE_HANDSHAKE);
+	return ret;
+}
+
+static int receive_guest(struct receiver *r)
+{
+	uint64_t session = 0;
+	int ret;
+
 	r->staging = mmap(NULL, WIRE_BATCH_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (r->staging == MAP_FAILED) {
 		r->staging = NULL;
 		return errmsg_set(&r->err, -ENOMEM, "no memory for the migration's buffers");
 	}
-	ret = conn_recv_prelude(&r->conn, &session, &r->err);
+	ret = accept_source(r, &session);
 	/* A source of another version is to learn ours, too. */
 	if (ret == 0 || ret == -EPROTONOSUPPORT) {
 		int sent = conn_send_prelude(&r->conn, session, &r->err);

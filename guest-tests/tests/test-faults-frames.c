@@ -158,6 +158,9 @@ START_TEST(flipped_bit)
 	scene_migrate(&s);
 	if (f->error[0]) {
 		refused_and_back(&s, f->error);
+		/* READY is said by who holds all and has applied all, not before. */
+		need(relay_seen(s.relay, TO_SOURCE, WIRE_READY) == (f->type == WIRE_READY), "%s",
+		     s.relay->trace);
 	} else {
 		scene_report(&s, 0, "");
 		dest_owns(&s);
