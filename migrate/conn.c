@@ -189,6 +189,16 @@ int conn_recv(struct conn *c, void *buf, size_t len, struct errmsg *err)
 	return 0;
 }
 
+/* A peer's words go to terminals and into JSON: plain ASCII only. */
+void conn_clean_text(char *text, size_t len)
+{
+	for (size_t i = 0; i < len; i++) {
+		if (text[i] < ' ' || text[i] > '~')
+			text[i] = '?';
+	}
+	text[len] = 0;
+}
+
 int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
 {
 	char text[WIRE_TEXT_MAX + 1];
@@ -226,7 +236,7 @@ int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
 		if (f->type == WIRE_CANCEL)
 			return errmsg_set(err, -ECONNABORTED, "the %s cancelled", c->peer);
 		if (f->type == WIRE_FAIL) {
-			text[f->length] = 0;
+			conn_clean_text(text, f->length);
 			return errmsg_set(err, -ECONNABORTED, "the %s says: %s", c->peer, text);
 		}
 		return 0;
@@ -504,6 +514,7 @@ int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err)
 	if (memcmp(p.magic, WIRE_MAGIC, sizeof(p.magic)) != 0 || p.zero)
 		return errmsg_set(err, -EPROTO, "the %s does not speak godwit's migration protocol",
 				  c->peer);
+	*session = p.session;
 	if (p.version < WIRE_MIN_VERSION || p.min_version > WIRE_VERSION)
 		return errmsg_set(err, -EPROTONOSUPPORT,
 				  "the %s speaks migration protocol %u (down to %u), this godwit "
@@ -511,7 +522,6 @@ int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err)
 				  "versions that have one in common",
 				  c->peer, p.version, p.min_version, WIRE_VERSION,
 				  WIRE_MIN_VERSION);
-	*session = p.session;
 	return 0;
 }
 

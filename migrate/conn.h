@@ -111,6 +111,9 @@ int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err);
 /* Tells the peer why this side gives up and lets it read that before the socket closes. */
 void conn_fail(struct conn *c, enum wire_type type, const char *text);
 
+/* Makes len bytes that the peer sent fit to be shown, and ends them; text has room for len + 1. */
+void conn_clean_text(char *text, size_t len);
+
 /* Has the peer closed or broken the connection, as far as is known here now? */
 bool conn_peer_gone(const struct conn *c);
 

@@ -187,7 +187,7 @@ static int read_verdict(struct migration *m)
 		ret = conn_verify(&m->conn, &f, text, f.length, &m->err);
 	if (ret)
 		return ret;
-	text[f.length] = 0;
+	conn_clean_text(text, f.length);
 	if (f.type == WIRE_REFUSE)
 		return errmsg_set(&m->err, -ECONNABORTED, "the destination refuses: %s", text);
 	return 0;

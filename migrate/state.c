@@ -243,6 +243,8 @@ void state_device_list(struct vm *vm, struct sbuf *s, struct errmsg *err)
 		sb_str(s, tag, sizeof(tag));
 		sb_u32(s, &instance);
 		sb_u16(s, &version);
+		if (s->loading && !s->err && !sb_tag_ok(tag))
+			sb_fail(s, -EPROTO);
 		if (s->loading && !s->err) {
 			if (!d || strcmp(tag, d->ops->tag) != 0 || instance != d->instance)
 				sb_fail(s, errmsg_set(err, -ENOTSUP,

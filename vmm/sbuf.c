@@ -225,6 +225,14 @@ void sb_section_close(struct sbuf *s, size_t mark)
 	memcpy(s->data + mark + SB_SECTION_HEADER - sizeof(le), &le, sizeof(le));
 }
 
+bool sb_tag_ok(const char *tag)
+{
+	size_t len =
+		strspn(tag, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_");
+
+	return len > 0 && tag[len] == 0;
+}
+
 int sb_section_next(struct sbuf *s, struct sb_section *sec, struct sbuf *body)
 {
 	uint32_t len = 0;
@@ -239,7 +247,7 @@ int sb_section_next(struct sbuf *s, struct sb_section *sec, struct sbuf *body)
 	p = take(s, len);
 	if (!p)
 		return s->err;
-	if (!sec->tag[0])
+	if (!sb_tag_ok(sec->tag))
 		return sb_fail(s, -EPROTO);
 	sb_init_load(body, p, len);
 	body->version = sec->version;

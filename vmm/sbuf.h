@@ -101,6 +101,9 @@ size_t sb_section_open(struct sbuf *s, const char *tag, uint32_t instance, uint1
 		       uint16_t flags);
 void sb_section_close(struct sbuf *s, size_t mark);
 
+/* Letters, digits, dash and underscore: tags are shown in messages, wherever they came from. */
+bool sb_tag_ok(const char *tag);
+
 /*
  * Next section of a loading sbuf: fills *sec and makes *body a loading sbuf of just its bytes.
  * 1 when there was one, 0 at the end, -errno (-EPROTO: malformed).

@@ -109,6 +109,22 @@ void dest_refused(struct scene *s, const char *error)
 	said_nothing(p);
 }
 
+static bool is_listening(void *arg)
+{
+	const struct scene *s = arg;
+	json_t *status = json_of(godwit_run(0, "status", "--json", s->d.name, NULL)->out.buf);
+
+	return strcmp(json_text(status, "migration.phase"), "listening") == 0;
+}
+
+void dest_listens(struct scene *s)
+{
+	need(harness_until(is_listening, s, END_MS), "%s does not listen any more", s->d.name);
+	godwit_run(0, "cancel", s->d.name, NULL);
+	proc_ended(s->d.proc, 1, END_MS);
+	said_nothing(s->d.proc);
+}
+
 void dest_dead(struct scene *s)
 {
 	proc_ended(s->d.proc, 128 + SIGKILL, END_MS);

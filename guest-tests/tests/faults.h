@@ -41,6 +41,9 @@ void guest_silent(struct proc *p);
 /* The receiver's process has ended by itself with 1 and the reason, and let nothing run. */
 void dest_refused(struct scene *s, const char *error);
 
+/* The receiver has not taken that for a source: it waits on, and is ended here. */
+void dest_listens(struct scene *s);
+
 /* The receiver was killed; it had let nothing run. */
 void dest_dead(struct scene *s);
 

@@ -64,7 +64,7 @@ static void no_ram(struct relay_frame *f)
 
 static void more_cpus(struct relay_frame *f)
 {
-	put32(after_name(f) + 8, 1024);
+	put32(after_name(f) + 8, 1025);
 }
 
 static void no_cpus(struct relay_frame *f)
@@ -142,7 +142,7 @@ static const struct {
 	{more_ram, "refuses: 4 EiB of RAM|refuses: this host refuses"},
 	{odd_ram, "refuses: RAM size 67108865"},
 	{no_ram, "refuses: RAM size 0"},
-	{more_cpus, "refuses: "},
+	{more_cpus, "refuses: HELLO section config is malformed"},
 	{no_cpus, "refuses: HELLO section config is malformed"},
 	{other_vendor, "refuses: the guest was started on a CPU of vendor Zilo"},
 	{other_device, "refuses: device tuba 0 of the guest is not here"},

@@ -31,6 +31,7 @@ static const struct step {
 	{TO_DEST, WIRE_PROOF, RELAY_AFTER},	  {TO_SOURCE, WIRE_READY, RELAY_BEFORE},
 };
 #define N_STEPS ((int)(sizeof(steps) / sizeof(steps[0])))
+#define NO_WORD 0 /* nothing at all has come to the destination */
 
 static void act_at(struct scene *s, const struct step *at, enum relay_what what,
 		   struct proc *victim)
@@ -110,7 +111,10 @@ START_TEST(source_killed)
 	scene_migrate(&s);
 	/* Its process is gone and with it all that `migrate` could learn from. */
 	scene_report(&s, 3, "process has ended");
-	dest_refused(&s, "no guest came to run here: .*" GONE);
+	if (_i == NO_WORD)
+		dest_listens(&s);
+	else
+		dest_refused(&s, "no guest came to run here: .*" GONE);
 	proc_ended(s.g.proc, 128 + SIGKILL, 10000);
 	godwit_run(1, "status", s.g.name, NULL);
 }
@@ -140,7 +144,10 @@ START_TEST(connection_cut)
 	act_at(&s, &steps[_i], _i % 4 == 1 ? RELAY_RESET : RELAY_CUT, NULL);
 	scene_migrate(&s);
 	scene_report(&s, 1, GONE);
-	dest_refused(&s, "no guest came to run here: .*" GONE);
+	if (_i == NO_WORD)
+		dest_listens(&s);
+	else
+		dest_refused(&s, "no guest came to run here: .*" GONE);
 	source_owns(&s);
 }
 END_TEST
@@ -182,6 +189,33 @@ START_TEST(half_a_commit)
 	dest_refused(&s, GONE);
 	source_uncertain(&s);
 	force_resume(&s);
+}
+END_TEST
+
+/*
+ * The host aborts the source's socket (`ss -K`, a firewall's doing) while the destination runs
+ * already: an error that looks like nothing else, and no word of the destination's.
+ */
+START_TEST(socket_aborted_after_commit)
+{
+	struct scene s;
+	struct proc *ss;
+
+	scene_start(&s, "tcp:127.0.0.1:0");
+	relay_act(s.relay,
+		  (struct relay_act){.dir = TO_SOURCE, .type = WIRE_RUNNING, .what = RELAY_HOLD});
+	scene_migrate(&s);
+	relay_wait(s.relay, 0, 30000);
+	ss = proc_start("ss", "ss", "-K", "dst", "127.0.0.1", "dport", "=",
+			strrchr(s.relay->uri, ':'), NULL);
+	if (proc_wait(ss, 10000) || !strstr(ss->out.buf, "ESTAB") ||
+	    strstr(ss->err.buf, "not permitted"))
+		harness_skip("this host does not let a test abort a connection (ss -K)");
+	scene_report(&s, 3, "abort|broke|closed");
+	source_uncertain(&s);
+	dest_owns(&s);
+	godwit_run(0, "stop", "--force", s.g.name, NULL);
+	guest_ended(&s.g, 0, 10000);
 }
 END_TEST
 
@@ -241,6 +275,7 @@ int main(void)
 	tcase_add_loop_test(harness_case(s, "cut-commit", 60), connection_cut_after_commit, 0,
 			    N_COMMIT_STEPS);
 	tcase_add_test(harness_case(s, "half-commit", 60), half_a_commit);
+	tcase_add_test(harness_case(s, "aborted", 60), socket_aborted_after_commit);
 	tcase_add_test(harness_case(s, "nobody-runs", 60), nobody_runs_before_commit);
 	return harness_main(s);
 }

@@ -225,7 +225,6 @@ static const struct {
 	const char *regex;
 } sources[] = {
 	{s_garbage, "does not speak godwit's migration protocol"},
-	{s_nothing, "the source closed the connection"},
 	{s_half_prelude, "the source closed the connection"},
 	{s_newer,
 	 "source speaks migration protocol 8 \\(down to 4\\), this godwit 1 \\(down to 1\\)"},
@@ -260,6 +259,50 @@ START_TEST(bad_source)
 	shutdown(fd, SHUT_WR);
 	receiver_refused(&d, sources[_i].regex);
 	close(fd);
+}
+END_TEST
+
+/* Who connects only to see whether anybody is there does not end the receiver. */
+START_TEST(nothing_said)
+{
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	guest_start(&g, "vm", "-m", "64M", "-k", bare_elf("dirty"), "-p", "ws=1M kind=idle", NULL);
+	guest_expect(&g, "^dirty ready ", 20000);
+	dest_start(&d, "there", _i ? "unix:" : "tcp:127.0.0.1:0", NULL);
+	for (int i = 0; i < 3; i++)
+		close(relay_connect(d.uri));
+	move_report(move_start(&g, d.uri, NULL), 0, &m, 20000);
+	guest_moved(&g, &d);
+	guest_send(&g, "q");
+	guest_expect(&g, "^dirty done .*errors=0", 20000);
+	guest_ended(&g, 0, 10000);
+}
+END_TEST
+
+/*
+ * Who connects and leaves without a word (a port scan; somebody who looks whether the address is
+ * free) is no source: the real one that comes later is taken.
+ */
+START_TEST(strangers)
+{
+	struct linger reset = {.l_onoff = 1};
+	struct scene s;
+
+	scene_start(&s, _i ? "unix:" : "tcp:127.0.0.1:0");
+	for (unsigned i = 0; i < 4; i++) {
+		int fd = relay_connect(s.d.uri);
+
+		if (i % 2)
+			setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+		close(fd);
+	}
+	scene_migrate(&s);
+	scene_report(&s, 0, "");
+	guest_ended(&s.g, 0, 10000);
+	dest_owns(&s);
 }
 END_TEST
 
@@ -655,6 +698,8 @@ int main(void)
 	if (!harness_kvm_works())
 		return harness_skip_all("no KVM guest runs here");
 	tcase_add_loop_test(harness_case(s, "source", 60), bad_source, 0, N_SOURCES);
+	tcase_add_loop_test(harness_case(s, "nothing", 60), nothing_said, 0, 2);
+	tcase_add_loop_test(harness_case(s, "strangers", 60), strangers, 0, 2);
 	tcase_add_test(harness_case(s, "versions", 60), versions_told);
 	tcase_add_loop_test(harness_case(s, "dest", 60), bad_dest, 0, N_DESTS);
 	tcase_add_test(harness_case(s, "tape", 60), tape_is_good);
