@@ -28,7 +28,12 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 	int ret;
 
 	*c = (struct conn){
-		.fd = fd, .cancel_fd = cancel_fd, .peer = peer, .last_sent_ns = now_ns()};
+		.fd = fd,
+		.cancel_fd = cancel_fd,
+		.peer = peer,
+		.last_sent_ns = now_ns(),
+		.deadline_ns = UINT64_MAX,
+	};
 	ret = io_uring_queue_init(RING_ENTRIES, &c->ring, 0);
 	if (ret) {
 		errmsg_set(err, ret, "io_uring for the migration: %s", strerror(-ret));
@@ -110,7 +115,7 @@ static int step(struct conn *c, uint64_t wait_ns)
 /* Waits until *done. The operation stays under way on an error; the connection is lost then. */
 static int wait_done(struct conn *c, const bool *done)
 {
-	uint64_t deadline = now_ns() + CONN_IDLE_LIMIT;
+	uint64_t deadline = MIN(now_ns() + CONN_IDLE_LIMIT, c->deadline_ns);
 
 	while (!*done) {
 		uint64_t now = now_ns();
@@ -150,12 +155,16 @@ static int conn_error(struct conn *c, int ret, struct errmsg *err)
 	case -ECANCELED:
 		return errmsg_set(err, ret, "cancelled");
 	case -ETIMEDOUT:
+		if (now_ns() >= c->deadline_ns)
+			return errmsg_set(err, ret, "the %s does not answer in the time allowed",
+					  c->peer);
 		return errmsg_set(err, ret, "the %s has made no progress for %llu s", c->peer,
 				  (unsigned long long)(CONN_IDLE_LIMIT / NS_PER_SEC));
 	case -ENODATA:
 		return errmsg_set(err, -ECONNRESET, "the %s closed the connection", c->peer);
 	case -EPIPE:
 	case -ECONNRESET:
+	case -ECONNABORTED:
 		return errmsg_set(err, -ECONNRESET, "the connection to the %s broke", c->peer);
 	default:
 		return errmsg_set(err, ret, "connection to the %s: %s", c->peer, strerror(-ret));
@@ -237,6 +246,7 @@ int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
 			return errmsg_set(err, -ECONNABORTED, "the %s cancelled", c->peer);
 		if (f->type == WIRE_FAIL) {
 			conn_clean_text(text, f->length);
+			c->peer_failed = true;
 			return errmsg_set(err, -ECONNABORTED, "the %s says: %s", c->peer, text);
 		}
 		return 0;
@@ -281,7 +291,7 @@ int conn_expect(struct conn *c, enum wire_type type, void *payload, uint32_t cap
  */
 static int send_error(struct conn *c, int ret, struct errmsg *err)
 {
-	if (ret == -EPIPE || ret == -ECONNRESET) {
+	if (ret == -EPIPE || ret == -ECONNRESET || ret == -ECONNABORTED) {
 		struct errmsg said = {0};
 		struct wire_frame f;
 
@@ -540,6 +550,7 @@ void conn_fail(struct conn *c, enum wire_type type, const char *text)
 	/* In the middle of a batch the peer could not make sense of it: let those under way end. */
 	c->cancel_fd = -1;
 	c->cancelled = false;
+	c->deadline_ns = deadline;
 	while (c->queued && now_ns() < deadline) {
 		if (step(c, NS_PER_SEC / 10) || (c->send_done && reap(c, &ignored)))
 			return;

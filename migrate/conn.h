@@ -52,7 +52,9 @@ struct conn {
 	uint8_t *pages;	    /* the batches' data */
 	bool cancel_polled;
 	bool cancelled;
-	bool send_done, recv_done, timed_out;
+	bool send_done, recv_done;
+	bool peer_failed;     /* a FAIL frame came: the peer's own word that it has given up */
+	uint64_t deadline_ns; /* now_ns() after which every wait fails; UINT64_MAX: none */
 	int send_res, recv_res;
 	const char *peer; /* "destination" or "source", for messages */
 };

@@ -331,7 +331,7 @@ static int rehash_ram(struct receiver *r)
 }
 
 /* Compares the source's digests with our own, and names where they differ. */
-static int compare_digests(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
+static int compare_digests(struct receiver *r, const uint8_t *payload)
 {
 	size_t n, differs = 0;
 	struct page_hash *own = hashes_proof(&r->hashes, r->state, r->state_len, &n, &r->root);
@@ -340,11 +340,6 @@ static int compare_digests(struct receiver *r, const struct wire_frame *f, const
 
 	if (!own)
 		return errmsg_set(&r->err, -ENOMEM, "no memory for the proof");
-	if (f->length != n * sizeof(*own)) {
-		ret = errmsg_set(&r->err, -EPROTO, "the source's proof has %u bytes, %zu are due",
-				 f->length, n * sizeof(*own));
-		goto out;
-	}
 	while (differs < n &&
 	       memcmp(&own[differs], payload + differs * sizeof(*own), sizeof(*own)) == 0)
 		differs++;
@@ -364,12 +359,12 @@ out:
 	return ret;
 }
 
-static int on_proof(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
+static int on_proof(struct receiver *r, const uint8_t *payload)
 {
 	int ret = r->verify == MIGRATE_VERIFY_FULL ? rehash_ram(r) : 0;
 
 	if (ret == 0)
-		ret = compare_digests(r, f, payload);
+		ret = compare_digests(r, payload);
 	if (ret == 0)
 		ret = state_load(r->vm, r->state, r->state_len, &r->err);
 	if (ret)
@@ -447,6 +442,11 @@ static int one_frame(struct receiver *r)
 	if (f.type == WIRE_PAGES)
 		return on_pages(r, &f);
 
+	/* Before it is read: a proof is as long as the guest's RAM makes it, not as its frame says.
+	 */
+	if (f.type == WIRE_PROOF && f.length != hashes_proof_len(&r->hashes))
+		return errmsg_set(&r->err, -EPROTO, "the source's proof has %u bytes, %llu are due",
+				  f.length, (unsigned long long)hashes_proof_len(&r->hashes));
 	payload = malloc(f.length + 1U);
 	if (!payload)
 		return errmsg_set(&r->err, -ENOMEM, "no memory for a %s frame of %u bytes",
@@ -470,7 +470,7 @@ static int one_frame(struct receiver *r)
 		ret = on_state(r, &f, &payload);
 		break;
 	case WIRE_PROOF:
-		ret = on_proof(r, &f, payload);
+		ret = on_proof(r, payload);
 		break;
 	case WIRE_COMMIT:
 		ret = on_commit(r, &f, payload);
@@ -565,7 +565,7 @@ static void *run_receiver(void *arg)
 	status = ret == 0	    ? MIGRATE_COMPLETED
 		 : was_cancelled(r) ? MIGRATE_CANCELLED
 				    : MIGRATE_FAILED;
-	if (ret && r->conn.fd >= 0 && r->phase != MIGRATE_HANDSHAKE && ret != -ECONNABORTED)
+	if (ret && r->conn.fd >= 0 && r->phase != MIGRATE_HANDSHAKE && !r->conn.peer_failed)
 		conn_fail(&r->conn, WIRE_FAIL, r->err.text);
 
 	pthread_mutex_lock(&r->lock);

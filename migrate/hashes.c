@@ -88,6 +88,11 @@ struct page_hash *hashes_proof(const struct hashes *h, const void *state, size_t
 	return digest;
 }
 
+uint64_t hashes_proof_len(const struct hashes *h)
+{
+	return (hashes_n_chunks(h) + 1) * sizeof(struct page_hash);
+}
+
 /* Pages [first, end) must be hashed as zeros: nothing was ever stored there. */
 static int expect_zeros(const struct hashes *h, uint64_t first, uint64_t end, uint64_t *index)
 {

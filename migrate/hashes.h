@@ -59,6 +59,9 @@ struct page_hash hashes_chunk(const struct hashes *h, uint64_t chunk);
 struct page_hash *hashes_proof(const struct hashes *h, const void *state, size_t state_len,
 			       size_t *n, struct page_hash *root);
 
+/* Bytes of a proof. */
+uint64_t hashes_proof_len(const struct hashes *h);
+
 /*
  * Hashes all of RAM again and compares with the table: 0, or -EBADMSG with *index the first page
  * that differs. A stopped guest only. tick(arg), when not NULL, is called every few MiB.

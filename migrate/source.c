@@ -38,8 +38,17 @@
 #define QUIESCE_LIMIT (5 * NS_PER_SEC)
 #define PINGS 5U
 
+/*
+ * A pause that takes this long is given up, whatever the network promised before it; rehashing
+ * all of RAM is allowed its time on top. And so is waiting for the answer to COMMIT.
+ */
+#define PAUSE_LIMIT (30 * NS_PER_SEC)
+#define REHASH_BYTES_PER_S (50 * MIB)
+#define COMMIT_LIMIT (30 * NS_PER_SEC)
+
 /* What a pause costs besides pages, until a pause of this machine has been measured. */
 #define STATE_COST_GUESS (3 * NS_PER_MS)
+#define VCPU_COST_GUESS (NS_PER_MS / 2)
 /* A round of fewer bytes is mostly round trips and says little of the speed. */
 #define SPEED_SAMPLE_MIN (4 * MIB)
 
@@ -283,7 +292,7 @@ static uint64_t pages_ns(const struct migration *m, uint64_t pages)
 /* State there and back, and the proof: what the pause costs besides pages. */
 static uint64_t fixed_ns(const struct migration *m)
 {
-	return STATE_COST_GUESS + 2 * m->rtt;
+	return STATE_COST_GUESS + m->vm->n_vcpus * VCPU_COST_GUESS + 2 * m->rtt;
 }
 
 /*
@@ -451,6 +460,7 @@ static int commit(struct migration *m, const struct page_hash *root)
 		return errmsg_set(&m->err, -ECANCELED, "cancelled");
 
 	/* ---- the point of no return ---- */
+	m->conn.deadline_ns = now_ns() + COMMIT_LIMIT;
 	ret = conn_send(&m->conn, WIRE_COMMIT, root, sizeof(*root), &taken, &m->err);
 	if (ret) {
 		m->uncertain = taken;
@@ -458,7 +468,7 @@ static int commit(struct migration *m, const struct page_hash *root)
 	}
 	ret = conn_expect(&m->conn, WIRE_RUNNING, NULL, 0, &len, &m->err);
 	/* A destination that answers FAIL gives its word that the guest has not run there. */
-	m->uncertain = ret != 0 && ret != -ECONNABORTED;
+	m->uncertain = ret != 0 && !m->conn.peer_failed;
 	return ret;
 }
 
@@ -472,6 +482,9 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 
 	set_phase(m, MIGRATE_STOPCOPY);
 	at = m->pause_start = now_ns();
+	m->conn.deadline_ns = at + PAUSE_LIMIT;
+	if (m->opt.verify == MIGRATE_VERIFY_FULL)
+		m->conn.deadline_ns += m->vm->ram.size / REHASH_BYTES_PER_S * NS_PER_SEC;
 	vm_pause(m->vm, VM_PAUSE_MIGRATE);
 	if (vm_get_end(m->vm) != VM_END_NONE)
 		return errmsg_set(&m->err, -ESHUTDOWN, "the guest ended during the migration");

@@ -62,6 +62,11 @@ int state_save(struct vm *vm, int64_t clock_offset_ns, struct sbuf *s, struct er
 		vcpu_fields(&vm->vcpu[i], s, err);
 		sb_section_close(s, mark);
 	}
+	mark = sb_section_open(s, tag_irqchip, 0, STATE_VERSION, 0);
+	irqchip_fields(vm->vm_fd, s);
+	sb_section_close(s, mark);
+	/* After the irqchip: the PIT ticks at once, and a tick into a pin that is still masked is
+	 * its last. */
 	mark = sb_section_open(s, tag_pit, 0, STATE_VERSION, 0);
 	pit_fields(vm->vm_fd, s);
 	sb_section_close(s, mark);
@@ -70,10 +75,6 @@ int state_save(struct vm *vm, int64_t clock_offset_ns, struct sbuf *s, struct er
 	ret = s->err ? s->err : save_clock(vm, clock_offset_ns, s, err);
 	if (ret)
 		return errmsg_set(err, ret, "saving the clock: %s", strerror(-ret));
-	sb_section_close(s, mark);
-
-	mark = sb_section_open(s, tag_irqchip, 0, STATE_VERSION, 0);
-	irqchip_fields(vm->vm_fd, s);
 	sb_section_close(s, mark);
 
 	mark = sb_section_open(s, tag_run, 0, STATE_VERSION, 0);
@@ -98,63 +99,60 @@ static struct device *find_device(struct vm *vm, const struct sb_section *sec)
 	return NULL;
 }
 
-static int check_version(const struct sb_section *sec, unsigned min, unsigned max,
+/* Whose section is it, and does this godwit read its version? *known: somebody's here. */
+static int check_section(struct vm *vm, const struct sb_section *sec, bool *known,
 			 struct errmsg *err)
 {
-	if (sec->version >= min && sec->version <= max)
-		return 0;
-	return errmsg_set(err, -ENOTSUP, "section %s has version %u, this godwit reads %u to %u",
-			  sec->tag, sec->version, min, max);
+	static const char *const of_machine[] = {tag_irqchip, tag_pit, tag_clock, tag_run};
+	const struct device *d = find_device(vm, sec);
+	unsigned min = STATE_VERSION, max = STATE_VERSION;
+
+	*known = d || (strcmp(sec->tag, tag_vcpu) == 0 && sec->instance < vm->n_vcpus);
+	for (size_t i = 0; i < ARRAY_SIZE(of_machine); i++)
+		*known |= strcmp(sec->tag, of_machine[i]) == 0 && sec->instance == 0;
+	if (!*known)
+		return sec->flags & SB_OPTIONAL
+			       ? 0
+			       : errmsg_set(err, -ENOTSUP,
+					    "it is for nothing that this machine has");
+	if (d) {
+		min = d->ops->min_version;
+		max = d->ops->version;
+	}
+	if (sec->version < min || sec->version > max)
+		return errmsg_set(err, -ENOTSUP, "it has version %u, this godwit reads %u to %u",
+				  sec->version, min, max);
+	return 0;
 }
 
-static int load_device(struct device *d, const struct sb_section *sec, struct sbuf *body,
-		       struct errmsg *err)
-{
-	int ret = check_version(sec, d->ops->min_version, d->ops->version, err);
-
-	if (ret)
-		return ret;
-	d->ops->fields(d, body);
-	sb_end(body);
-	if (body->err)
-		return body->err;
-	return d->ops->loaded ? d->ops->loaded(d) : 0;
-}
-
-/* One section; *known is false when nobody here takes it. */
-static int load_section(struct vm *vm, const struct sb_section *sec, struct sbuf *body, bool *known,
+/* One section that check_section() knows. */
+static int load_section(struct vm *vm, const struct sb_section *sec, struct sbuf *body,
 			struct errmsg *err)
 {
 	struct device *d = find_device(vm, sec);
-	int ret;
+	int ret = 0;
 
-	*known = true;
 	if (d)
-		return load_device(d, sec, body, err);
-	if (strcmp(sec->tag, tag_vcpu) == 0 && sec->instance < vm->n_vcpus) {
-		ret = check_version(sec, STATE_VERSION, STATE_VERSION, err);
-		if (ret)
-			return ret;
+		d->ops->fields(d, body);
+	else if (strcmp(sec->tag, tag_vcpu) == 0)
 		vcpu_fields(&vm->vcpu[sec->instance], body, err);
-	} else if (strcmp(sec->tag, tag_pit) == 0) {
-		pit_fields(vm->vm_fd, body);
-	} else if (strcmp(sec->tag, tag_run) == 0) {
-		run_fields(vm, body);
-	} else if (strcmp(sec->tag, tag_irqchip) == 0) {
+	else if (strcmp(sec->tag, tag_irqchip) == 0)
 		irqchip_fields(vm->vm_fd, body);
-	} else if (strcmp(sec->tag, tag_clock) == 0) {
+	else if (strcmp(sec->tag, tag_pit) == 0)
+		pit_fields(vm->vm_fd, body);
+	else if (strcmp(sec->tag, tag_clock) == 0)
 		ret = load_clock(vm, body, err);
-		if (ret)
-			return ret;
-	} else {
-		*known = false;
-		return 0;
-	}
+	else
+		run_fields(vm, body);
 	sb_end(body);
-	return body->err;
+	if (ret == 0)
+		ret = body->err;
+	if (ret == 0 && d && d->ops->loaded)
+		ret = d->ops->loaded(d);
+	return ret;
 }
 
-/* vcpu..., pit, clock, irqchip, run, devices: how many sections a whole machine has. */
+/* vcpu..., irqchip, pit, clock, run, devices: how many sections a whole machine has. */
 static unsigned count_sections(const struct vm *vm)
 {
 	unsigned n = vm->n_vcpus + 4;
@@ -164,8 +162,18 @@ static unsigned count_sections(const struct vm *vm)
 	return n;
 }
 
+static bool came_before(const struct sb_section *seen, unsigned n, const struct sb_section *sec)
+{
+	for (unsigned i = 0; i < n; i++) {
+		if (seen[i].instance == sec->instance && strcmp(seen[i].tag, sec->tag) == 0)
+			return true;
+	}
+	return false;
+}
+
 int state_load(struct vm *vm, const void *data, size_t len, struct errmsg *err)
 {
+	struct errmsg why = {0};
 	struct sb_section *seen;
 	struct sbuf s, body;
 	unsigned n = 0, want = count_sections(vm);
@@ -182,26 +190,18 @@ int state_load(struct vm *vm, const void *data, size_t len, struct errmsg *err)
 		ret = sb_section_next(&s, &sec, &body);
 		if (ret <= 0)
 			break;
-		ret = load_section(vm, &sec, &body, &known, err);
+		ret = check_section(vm, &sec, &known, &why);
+		if (ret == 0 && !known)
+			continue;
+		/* Known and not yet seen, there is room for it in `seen`. */
+		if (ret == 0 && came_before(seen, n, &sec))
+			ret = errmsg_set(&why, -EPROTO, "it came twice");
+		if (ret == 0)
+			ret = load_section(vm, &sec, &body, &why);
 		if (ret) {
 			errmsg_set(err, ret, "state section %s %u: %s", sec.tag, sec.instance,
-				   strerror(-ret));
+				   why.text[0] ? why.text : strerror(-ret));
 			goto out;
-		}
-		if (!known) {
-			if (sec.flags & SB_OPTIONAL)
-				continue;
-			ret = errmsg_set(err, -ENOTSUP,
-					 "state section %s %u is for nothing that this machine has",
-					 sec.tag, sec.instance);
-			goto out;
-		}
-		for (unsigned i = 0; i < n; i++) {
-			if (strcmp(seen[i].tag, sec.tag) == 0 && seen[i].instance == sec.instance) {
-				ret = errmsg_set(err, -EPROTO, "state section %s %u came twice",
-						 sec.tag, sec.instance);
-				goto out;
-			}
 		}
 		seen[n++] = sec;
 	}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The machine's state as sections: vcpu (one each), pit, clock, irqchip, run (is it
+ * The machine's state as sections: vcpu (one each), irqchip, pit, clock, run (is it
  * paused by its user?), then every device.
  *
  * That is also the order of loading. A machine that is to load was built by the ordinary init and

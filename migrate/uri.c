@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -135,7 +136,13 @@ static int connect_one(int family, const struct sockaddr *addr, socklen_t len, i
 	if (fd < 0)
 		return -errno;
 	ret = connect(fd, addr, len) ? -errno : 0;
-	if (ret == -EINPROGRESS || ret == -EAGAIN) {
+	/* A unix socket whose queue is full: nothing tells when there is room. */
+	while (ret == -EAGAIN) {
+		ret = wait_for(-1, 0, cancel_fd, MIN(deadline, now_ns() + 20 * NS_PER_MS));
+		if (ret == -ETIMEDOUT && now_ns() < deadline)
+			ret = connect(fd, addr, len) ? -errno : 0;
+	}
+	if (ret == -EINPROGRESS) {
 		ret = wait_for(fd, POLLOUT, cancel_fd, deadline);
 		if (ret == 0 && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &error_len) == 0)
 			ret = -error;
@@ -206,6 +213,14 @@ static bool unix_alive(const struct sockaddr_un *un)
 	return fd >= 0 || (fd != -ECONNREFUSED && fd != -ENOENT);
 }
 
+/* Only a socket is ever taken over: any other file there is somebody's. */
+static bool is_socket(const char *path)
+{
+	struct stat st;
+
+	return lstat(path, &st) == 0 && S_ISSOCK(st.st_mode);
+}
+
 static int listen_unix(const struct target *t, const char *uri, struct errmsg *err)
 {
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -214,7 +229,8 @@ static int listen_unix(const struct target *t, const char *uri, struct errmsg *e
 	if (fd < 0)
 		return bind_error(uri, errno, err);
 	ret = bind(fd, (const struct sockaddr *)&t->un, sizeof(t->un)) ? errno : 0;
-	if (ret == EADDRINUSE && !unix_alive(&t->un) && unlink(t->un.sun_path) == 0)
+	if (ret == EADDRINUSE && is_socket(t->un.sun_path) && !unix_alive(&t->un) &&
+	    unlink(t->un.sun_path) == 0)
 		ret = bind(fd, (const struct sockaddr *)&t->un, sizeof(t->un)) ? errno : 0;
 	if (ret == 0 && listen(fd, 1))
 		ret = errno;

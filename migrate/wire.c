@@ -43,6 +43,7 @@ int wire_check_batch(const struct wire_batch *b, const struct wire_desc *descs, 
 		     uint64_t npages, const char **why)
 {
 	uint32_t n_data = 0;
+	uint64_t pages = 0;
 
 	*why = "counts beyond the limits";
 	if (b->n_descs == 0 || b->n_descs > WIRE_BATCH_DESCS || b->n_data > WIRE_BATCH_PAGES)
@@ -55,6 +56,12 @@ int wire_check_batch(const struct wire_batch *b, const struct wire_desc *descs, 
 
 		*why = "page beyond the guest's RAM";
 		if (d->count == 0 || d->index >= npages || d->count > npages - d->index)
+			return -EPROTO;
+		/* Or a small frame could keep the receiver busy with zeroing the same pages for
+		 * long. */
+		*why = "more pages than the guest has";
+		pages += d->count;
+		if (pages > npages)
 			return -EPROTO;
 		*why = "unknown kind of page";
 		if (d->kind == WIRE_PAGE_DATA) {

@@ -99,7 +99,7 @@ static int check_tsc(const struct vm *vm, uint64_t tsc_khz, struct errmsg *err)
 
 	if (tsc_khz == 0 || vm->tsc_khz == 0 || vm->caps.tsc_control)
 		return 0;
-	if (diff * 1000000U / vm->tsc_khz > TSC_TOLERANCE_PPM)
+	if (diff > vm->tsc_khz * TSC_TOLERANCE_PPM / 1000000U)
 		return errmsg_set(err, -ENOTSUP,
 				  "the guest's TSC runs at %llu kHz, this host's at %llu kHz and "
 				  "it cannot scale",

@@ -565,6 +565,7 @@ void instance_destroy(struct instance *in)
 	if (in->migration) {
 		migrate_cancel(in->migration);
 		migrate_free(in->migration);
+		in->migration = NULL;
 	}
 	if (in->receiver)
 		end_receiver(in);

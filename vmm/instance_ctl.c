@@ -411,7 +411,11 @@ static void do_cancel(void *arg, struct ctl_client *client, json_t *request)
 		ctl_error(client, NULL, "no migration is running");
 		return;
 	}
-	ret = in->receiver ? instance_stop(in, EXIT_FAILED) : migrate_cancel(in->migration);
+	/* Only what was in time may go on to end the process: a guest that has arrived is the last
+	 * one. */
+	ret = in->receiver ? receive_cancel(in->receiver) : migrate_cancel(in->migration);
+	if (ret == 0 && in->receiver)
+		instance_stop(in, EXIT_FAILED);
 	if (ret)
 		ctl_error(client, NULL, "too late: the handover is being committed");
 	else

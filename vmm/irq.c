@@ -139,6 +139,7 @@ void pit_fields(int vm_fd, struct sbuf *s)
 		struct kvm_pit_channel_state *c = &pit.channels[i];
 		/* count_load_time is this host's clock: on the wire it is an age. */
 		int64_t age = now - c->count_load_time;
+		/* What comes from the wire may be anything; it only has to be harmless. */
 
 		sb_u32(s, &c->count);
 		sb_u16(s, &c->latched_count);
@@ -153,6 +154,8 @@ void pit_fields(int vm_fd, struct sbuf *s)
 		sb_u8(s, &c->bcd);
 		sb_u8(s, &c->gate);
 		sb_i64(s, &age);
+		if (age < 0 || age > now)
+			age = 0;
 		c->count_load_time = now - age;
 	}
 	sb_u32(s, &pit.flags);

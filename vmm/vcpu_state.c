@@ -19,6 +19,8 @@
 #include "vcpu.h"
 #include "vm.h"
 
+#define MSR_KVM_WALL_CLOCK 0x11U
+#define MSR_KVM_WALL_CLOCK_NEW 0x4b564d00U
 #define MSR_LIST_MAX 1024U
 
 #define LAPIC_LVTT 0x320U
@@ -301,7 +303,8 @@ static int all_msrs(struct vcpu *v, unsigned long request, struct kvm_msrs *chun
 	while (at < n) {
 		int done;
 
-		chunk->nmsrs = n - at;
+		/* KVM takes fewer than 256 at a time. */
+		chunk->nmsrs = MIN(n - at, 255U);
 		memcpy(chunk->entries, e + at, chunk->nmsrs * sizeof(*e));
 		done = ioctl(v->fd, request, chunk);
 		if (done < 0)
@@ -309,7 +312,7 @@ static int all_msrs(struct vcpu *v, unsigned long request, struct kvm_msrs *chun
 		memcpy(e + at, chunk->entries, (unsigned)done * sizeof(*e));
 		memset(ok + at, true, (unsigned)done);
 		at += (unsigned)done;
-		if (at < n)
+		if ((unsigned)done < chunk->nmsrs)
 			ok[at++] = false;
 	}
 	return 0;
@@ -318,8 +321,20 @@ static int all_msrs(struct vcpu *v, unsigned long request, struct kvm_msrs *chun
 static void load_msrs(struct vcpu *v, struct sbuf *s, struct kvm_msrs *chunk,
 		      struct kvm_msr_entry *e, uint32_t n, bool *ok, struct errmsg *err)
 {
-	int ret = all_msrs(v, KVM_SET_MSRS, chunk, e, n, ok);
+	uint32_t kept = 0;
+	int ret;
 
+	/*
+	 * A write to kvmclock's wall-clock MSR makes KVM store the time at that guest address, now:
+	 * into memory that is proved equal already and may be long used for something else. The
+	 * guest writes it anew whenever it wants to know.
+	 */
+	for (uint32_t i = 0; i < n; i++) {
+		if (e[i].index != MSR_KVM_WALL_CLOCK && e[i].index != MSR_KVM_WALL_CLOCK_NEW)
+			e[kept++] = e[i];
+	}
+	n = kept;
+	ret = all_msrs(v, KVM_SET_MSRS, chunk, e, n, ok);
 	if (ret) {
 		sb_fail(s, ret);
 		return;

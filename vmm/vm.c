@@ -57,6 +57,9 @@ static int check_config(const struct vm *vm, struct errmsg *err)
 	    (int)vm->cfg.vcpus > vm->caps.max_vcpus)
 		return errmsg_set(err, -EINVAL, "%u vCPUs: this host's KVM takes 1 to %u",
 				  vm->cfg.vcpus, MIN((unsigned)vm->caps.max_vcpus, VM_MAX_VCPUS));
+	/* Every x86-64 CPU has 36; a table that says less came from nowhere good. */
+	if (phys_bits < 36)
+		return errmsg_set(err, -EINVAL, "a CPU of %u physical address bits", phys_bits);
 	if (vm->cfg.ram_size > (1ULL << MIN(phys_bits, 52U)) - RAM_HIGH_BASE)
 		return errmsg_set(
 			err, -EINVAL,

@@ -262,26 +262,6 @@ START_TEST(bad_source)
 }
 END_TEST
 
-/* Who connects only to see whether anybody is there does not end the receiver. */
-START_TEST(nothing_said)
-{
-	struct guest g;
-	struct dest d;
-	struct move m;
-
-	guest_start(&g, "vm", "-m", "64M", "-k", bare_elf("dirty"), "-p", "ws=1M kind=idle", NULL);
-	guest_expect(&g, "^dirty ready ", 20000);
-	dest_start(&d, "there", _i ? "unix:" : "tcp:127.0.0.1:0", NULL);
-	for (int i = 0; i < 3; i++)
-		close(relay_connect(d.uri));
-	move_report(move_start(&g, d.uri, NULL), 0, &m, 20000);
-	guest_moved(&g, &d);
-	guest_send(&g, "q");
-	guest_expect(&g, "^dirty done .*errors=0", 20000);
-	guest_ended(&g, 0, 10000);
-}
-END_TEST
-
 /*
  * Who connects and leaves without a word (a port scan; somebody who looks whether the address is
  * free) is no source: the real one that comes later is taken.
@@ -698,7 +678,6 @@ int main(void)
 	if (!harness_kvm_works())
 		return harness_skip_all("no KVM guest runs here");
 	tcase_add_loop_test(harness_case(s, "source", 60), bad_source, 0, N_SOURCES);
-	tcase_add_loop_test(harness_case(s, "nothing", 60), nothing_said, 0, 2);
 	tcase_add_loop_test(harness_case(s, "strangers", 60), strangers, 0, 2);
 	tcase_add_test(harness_case(s, "versions", 60), versions_told);
 	tcase_add_loop_test(harness_case(s, "dest", 60), bad_dest, 0, N_DESTS);

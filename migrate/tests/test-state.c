@@ -9,6 +9,7 @@
 
 #include "../../vmm/chan.h"
 #include "../../vmm/machine.h"
+#include "../../vmm/msr.h"
 #include "../../vmm/tests/kvm-fixture.h"
 #include "../handshake.h"
 
@@ -258,6 +259,37 @@ START_TEST(same_again)
 }
 END_TEST
 
+/* A timer that was to fire at a point of the TSC still is. */
+START_TEST(deadline_travels)
+{
+	struct whole *a = whole_new(1), *b = whole_new(1);
+	uint64_t tsc = 0, deadline = 0;
+	const uint32_t lvtt = 0x40030, svr = 0x1ff;
+	struct kvm_lapic_state l;
+	struct sbuf s;
+	int fd = a->vm->vcpu[0].fd;
+
+	if (!(cpuid_find(&table, 1, 0)->ecx & 1U << 24)) {
+		fprintf(stderr, "no TSC deadline here\n");
+		return;
+	}
+	KVM_MUST(fd, KVM_GET_LAPIC, &l);
+	memcpy(l.regs + 0xf0, &svr, 4);
+	memcpy(l.regs + 0x320, &lvtt, 4);
+	KVM_MUST(fd, KVM_SET_LAPIC, &l);
+	ck_assert_int_eq(msr_get(fd, MSR_TSC, &tsc), 0);
+	tsc += a->vm->tsc_khz * 1000 * 3600;
+	ck_assert_int_eq(msr_set(fd, MSR_TSC_DEADLINE, tsc), 0);
+	save(a, &s);
+	ck_assert_msg(load(b, s.data, s.len) == 0, "%s", err.text);
+	ck_assert_int_eq(msr_get(b->vm->vcpu[0].fd, MSR_TSC_DEADLINE, &deadline), 0);
+	ck_assert_uint_eq(deadline, tsc);
+	sb_free(&s);
+	whole_free(a);
+	whole_free(b);
+}
+END_TEST
+
 /* A pause of the user's goes along. */
 START_TEST(pause_travels)
 {
@@ -396,7 +428,7 @@ START_TEST(unknown_sections)
 	n = split(&s, parts);
 	parts[n] = (struct part){.sec = {.tag = "teapot", .version = 9}, .body = s.data, .len = 20};
 	join(&t, parts, n + 1);
-	refused(b, &t, -ENOTSUP, "state section teapot 0 is for nothing");
+	refused(b, &t, -ENOTSUP, "state section teapot 0: it is for nothing");
 	/* What says that it may be skipped is skipped. */
 	parts[n].sec.flags = SB_OPTIONAL;
 	join(&t, parts, n + 1);
@@ -701,10 +733,21 @@ END_TEST
 int main(void)
 {
 	const TTest *const tests[] = {
-		chips_arrive,  same_again,   pause_travels,    sections_lost_and_doubled,
-		instances,     too_many,     unknown_sections, versions,
-		lengths,       truncated,    flipped,	       hello_travels,
-		hello_hostile, device_lists,
+		chips_arrive,
+		deadline_travels,
+		same_again,
+		pause_travels,
+		sections_lost_and_doubled,
+		instances,
+		too_many,
+		unknown_sections,
+		versions,
+		lengths,
+		truncated,
+		flipped,
+		hello_travels,
+		hello_hostile,
+		device_lists,
 	};
 
 	if (!kvm_here())

@@ -75,8 +75,8 @@ static inline void put64(struct ram *ram, uint64_t gpa, uint64_t value)
 }
 
 /*
- * Page tables (marked as used, so that the processor does not store to them later), GDT and the segment
- * registers of 64-bit ring 0.
+ * Page tables (marked as used, so that the processor does not store to them later), GDT and the
+ * segment registers of 64-bit ring 0.
  */
 static inline void machine_long_mode(struct machine *m, unsigned id)
 {

@@ -182,7 +182,6 @@ static const struct {
 	{0x201, 0xfffff80000800},	  /* MTRR mask */
 	{0x2ff, 0xc06},			  /* MTRR default */
 	{0x1d9, 1},			  /* DEBUGCTL */
-	{0x4b564d00, 0x123456},		  /* kvmclock's wall clock */
 };
 
 /* Is it the guest's at all? KVM lists those of features that it offers; of MTRRs it lists none. */
