@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -575,6 +576,67 @@ START_TEST(last_words)
 }
 END_TEST
 
+/* ---- limits ---- */
+
+/* A peer that goes on saying IDLE is alive, and still has to answer in the time allowed. */
+static void *say_idle(void *arg)
+{
+	atomic_bool *stop = arg;
+
+	while (!*stop) {
+		struct wire_frame f = frame(WIRE_IDLE, NULL, 0);
+
+		if (write_exact(peer, &f, sizeof(f)))
+			break;
+		poll(NULL, 0, 20);
+	}
+	return NULL;
+}
+
+START_TEST(idle_does_not_hold)
+{
+	uint64_t start = now_ns();
+	atomic_bool stop = false;
+	pthread_t thread;
+	uint32_t len;
+
+	begin();
+	ck_assert_int_eq(pthread_create(&thread, NULL, say_idle, &stop), 0);
+	c.deadline_ns = start + 300 * NS_PER_MS;
+	ck_assert_int_eq(conn_expect(&c, WIRE_READY, NULL, 0, &len, &err), -ETIMEDOUT);
+	ck_assert_msg(strstr(err.text, "time allowed"), "%s", err.text);
+	ck_assert(now_ns() - start < SOON);
+	stop = true;
+	pthread_join(thread, NULL);
+	end();
+}
+END_TEST
+
+/* Only a FAIL frame is the peer's word that it has given up; its going away is not. */
+START_TEST(whose_word)
+{
+	struct wire_frame f;
+
+	begin();
+	shutdown(peer, SHUT_RDWR);
+	ck_assert_int_eq(conn_recv_header(&c, &f, &err), -ECONNRESET);
+	ck_assert(!c.peer_failed);
+	end();
+
+	begin();
+	put_frame(WIRE_CANCEL, "", 0);
+	ck_assert_int_eq(conn_recv_header(&c, &f, &err), -ECONNABORTED);
+	ck_assert(!c.peer_failed);
+	end();
+
+	begin();
+	put_frame(WIRE_FAIL, "no", 2);
+	ck_assert_int_eq(conn_recv_header(&c, &f, &err), -ECONNABORTED);
+	ck_assert(c.peer_failed);
+	end();
+}
+END_TEST
+
 /* ---- preludes ---- */
 
 static int try_prelude(const struct wire_prelude *p, uint64_t *session)
@@ -643,6 +705,8 @@ int main(void)
 		cancelled_while_batches_wait,
 		cancelled_before,
 		last_words,
+		idle_does_not_hold,
+		whose_word,
 		preludes,
 	};
 
