@@ -278,6 +278,25 @@ START_TEST(zeros_instead)
 }
 END_TEST
 
+/* A proof of less than all: nothing is read that did not come. */
+static void shorten(void *arg, struct relay_frame *f)
+{
+	(void)arg;
+	f->len -= sizeof(struct page_hash);
+	relay_header(f)->length -= (uint32_t)sizeof(struct page_hash);
+}
+
+START_TEST(short_proof)
+{
+	struct scene s;
+
+	scene_start(&s, "unix:");
+	edit(&s, WIRE_PROOF, shorten, NULL);
+	scene_migrate(&s);
+	refused_and_back(&s, "proof has [0-9]+ bytes, [0-9]+ are due");
+}
+END_TEST
+
 /* ---- frames lost, doubled, swapped ---- */
 
 struct shuffle {
@@ -340,6 +359,7 @@ int main(void)
 	tcase_add_test(harness_case(s, "flipped-running", 60), flipped_running);
 	tcase_add_loop_test(harness_case(s, "forged", 60), forged_page, 0, 2);
 	tcase_add_test(harness_case(s, "zeros", 60), zeros_instead);
+	tcase_add_test(harness_case(s, "proof", 60), short_proof);
 	tcase_add_loop_test(harness_case(s, "shuffled", 60), shuffled, 0, N_SHUFFLES);
 	return harness_main(s);
 }
