@@ -440,6 +440,56 @@ START_TEST(tape_is_good)
 }
 END_TEST
 
+/* Frames at a time when nothing of the kind is due; the worst are those after the proof. */
+static const struct {
+	unsigned after, type; /* the first one of the tape of this type, sent after one of that */
+} early[] = {
+	{WIRE_HELLO, WIRE_COMMIT}, {WIRE_HELLO, WIRE_PROOF},  {WIRE_PAGES, WIRE_COMMIT},
+	{WIRE_STATE, WIRE_PAGES},  {WIRE_STATE, WIRE_COMMIT}, {WIRE_STATE, WIRE_ROUND_END},
+	{WIRE_PROOF, WIRE_PAGES},  {WIRE_PROOF, WIRE_STATE},  {WIRE_PROOF, WIRE_PROOF},
+	{WIRE_PROOF, WIRE_HELLO},
+};
+
+static unsigned first_take(const struct relay *r, unsigned type)
+{
+	for (unsigned i = 0; i < r->n_takes; i++) {
+		if (r->take[i].type == type)
+			return i;
+	}
+	fail_test("no %s: %s", relay_type_name(type), r->trace);
+}
+
+START_TEST(too_early)
+{
+	static uint8_t copy[1 << 20];
+	struct relay *r = recorded();
+
+	for (unsigned i = 0; i < ARRAY_SIZE(early); i++) {
+		unsigned after = first_take(r, early[i].after), n = first_take(r, early[i].type);
+		struct relay_frame f = {
+			.type = early[i].type, .bytes = copy, .len = r->take[n].len};
+		struct dest d;
+		int fd;
+
+		need(f.len <= sizeof(copy), "a frame of %zu bytes", f.len);
+		memcpy(copy, r->tape.data + r->take[n].at, f.len);
+		/* The prelude has no number. */
+		relay_header(&f)->seq = after;
+		relay_fix(&f);
+		dest_start(&d, "there", "unix:", NULL);
+		fd = relay_connect(d.uri);
+		set_timeouts(fd);
+		need(send_all(fd, r->tape.data, r->take[after].at + r->take[after].len) &&
+			     send_all(fd, f.bytes, f.len),
+		     "%s", strerror(errno));
+		shutdown(fd, SHUT_WR);
+		receiver_refused(&d, harness_path("the source sent %s during",
+						  relay_type_name(early[i].type)));
+		close(fd);
+	}
+}
+END_TEST
+
 static uint64_t rng_state;
 
 static uint64_t rng(void)
@@ -682,6 +732,7 @@ int main(void)
 	tcase_add_test(harness_case(s, "versions", 60), versions_told);
 	tcase_add_loop_test(harness_case(s, "dest", 60), bad_dest, 0, N_DESTS);
 	tcase_add_test(harness_case(s, "tape", 60), tape_is_good);
+	tcase_add_test(harness_case(s, "early", 60), too_early);
 	tcase_add_test(harness_case(s, "mutated", 300), mutated);
 	tcase_add_test(harness_case(s, "control", 60), control_socket);
 	return harness_main(s);
