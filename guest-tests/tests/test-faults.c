@@ -251,7 +251,8 @@ START_TEST(nobody_runs_before_commit)
 	while (kv(line, "gap_us") < 1000000 && kv(line, "t_ms") < kv(line, "gap_at_ms") + 1000);
 	need(kv(line, "gap_us") >= (uint64_t)(hold_ms - 10) * 1000,
 	     "held for %d ms, and the guest stood for less: %s", hold_ms, line);
-	need(s.m.commit_ms >= hold_ms - 10, "held for %d ms, reported %.1f", hold_ms, s.m.commit_ms);
+	need(s.m.commit_ms >= hold_ms - 10, "held for %d ms, reported %.1f", hold_ms,
+	     s.m.commit_ms);
 	guest_send(&s.g, "q");
 	guest_expect(&s.g, "^dirty done .* errors=0$", 10000);
 	guest_ended(&s.g, 0, 10000);
