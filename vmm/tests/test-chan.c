@@ -14,7 +14,7 @@
 struct side {
 	struct chan *chan;
 	atomic_uint kicks;
-	bool lock_was_free;
+	atomic_bool lock_was_free; /* at the last kick; kicks of two threads may meet */
 };
 
 static struct chan chan;
@@ -24,11 +24,13 @@ static struct side device, host;
 static void on_kick(void *arg)
 {
 	struct side *s = arg;
+	bool free;
 
 	s->kicks++;
-	s->lock_was_free = pthread_mutex_trylock(&s->chan->lock) == 0;
-	if (s->lock_was_free)
+	free = pthread_mutex_trylock(&s->chan->lock) == 0;
+	if (free)
 		pthread_mutex_unlock(&s->chan->lock);
+	s->lock_was_free = free;
 }
 
 static void setup(void)
