@@ -32,6 +32,7 @@
 #include "uri.h"
 
 #define QUIESCE_LIMIT NS_PER_SEC
+#define PRELUDE_LIMIT (5 * NS_PER_SEC) /* the first thing that a source does is to send it */
 
 struct receiver {
 	struct receive_options opt;
@@ -61,6 +62,7 @@ struct receiver {
 	enum migrate_phase phase;
 	enum migrate_verify verify;
 	uint64_t pages_stored, pages_zeroed;
+	uint64_t pages_new; /* stored where nothing was */
 	bool running;
 };
 
@@ -94,35 +96,12 @@ static int check_wishes(struct receiver *r, const struct hello *h)
 	return 0;
 }
 
-/* Memory that this host can give without taking it from anyone. */
-static uint64_t available_memory(void)
-{
-	unsigned long long kib, sum = 0;
-	char line[128];
-	FILE *f = fopen("/proc/meminfo", "re");
-
-	if (!f)
-		return UINT64_MAX;
-	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1 ||
-		    sscanf(line, "SwapFree: %llu kB", &kib) == 1)
-			sum += kib * KIB;
-	}
-	fclose(f);
-	return sum ? sum : UINT64_MAX;
-}
-
 static int check_memory(struct receiver *r, const struct hello *h)
 {
-	uint64_t have = available_memory();
-	char need[32], there[32];
+	struct host_memory m;
 
-	if (h->ram_used <= have)
-		return 0;
-	return errmsg_set(&r->err, -ENOMEM,
-			  "the guest uses %s of memory, this host has %s available",
-			  format_size(need, sizeof(need), h->ram_used),
-			  format_size(there, sizeof(there), have));
+	host_memory_read(&m);
+	return hello_check_memory(h, r->opt.want_ram, &m, &r->err);
 }
 
 static int check_cpu(struct receiver *r, const struct hello *h)
@@ -169,6 +148,8 @@ static int build_machine(struct receiver *r, struct hello *h)
 		return errmsg_set(&r->err, list.err, "the source's list of devices is malformed");
 	ret = clock_take_frequency(r->vm, h->tsc_khz, &r->err);
 	if (ret == 0)
+		ret = vcpu_check_msrs(&r->vm->vcpu[0], h->msr, h->n_msrs, &r->err);
+	if (ret == 0)
 		ret = vm_quiesce_devices(r->vm, QUIESCE_LIMIT, &r->err);
 	if (ret == 0)
 		ret = vm_start(r->vm, &r->err);
@@ -207,11 +188,27 @@ static int on_hello(struct receiver *r, const struct wire_frame *f, const uint8_
 
 /* ---- pages ---- */
 
+/*
+ * A page that takes memory which it did not take before: the guest may have grown since the
+ * handshake, and so may everything else here.
+ */
+static int count_new_page(struct receiver *r)
+{
+	struct host_memory m;
+
+	if (++r->pages_new % (MEMORY_STEP / PAGE_SIZE))
+		return 0;
+	host_memory_read(&m);
+	return host_memory_check_step(&m, &r->err);
+}
+
 static int store_page(struct receiver *r, const struct wire_desc *d, const uint8_t *content)
 {
-	struct page_hash hash;
-	int ret = ram_write_page(&r->vm->ram, d->index, content);
+	struct page_hash hash = r->hashes.table[d->index];
+	int ret = hash_equal(&hash, &r->hashes.zero) ? count_new_page(r) : 0;
 
+	if (ret == 0)
+		ret = ram_write_page(&r->vm->ram, d->index, content);
 	if (ret)
 		return ret;
 	/* Of what is in guest RAM now, not of what came: that is what the table has to tell. */
@@ -308,21 +305,41 @@ static int on_ping(struct receiver *r, const struct wire_frame *f, const uint8_t
 
 /* ---- stop-and-copy ---- */
 
-static void keep_alive_tick(void *arg)
+static bool was_cancelled(struct receiver *r)
+{
+	bool cancelled;
+
+	pthread_mutex_lock(&r->lock);
+	cancelled = r->cancelled;
+	pthread_mutex_unlock(&r->lock);
+	return cancelled;
+}
+
+/* While all of RAM is hashed, which takes its time: is it still wanted, by both sides? */
+static int rehash_tick(void *arg)
 {
 	struct receiver *r = arg;
-	struct errmsg later = {0};
+	struct wire_frame f;
+	int ret;
 
-	/* A broken connection shows when READY is sent. */
-	conn_keep_alive(&r->conn, &later);
+	if (was_cancelled(r))
+		return errmsg_set(&r->err, -ECANCELED, "cancelled");
+	if (!conn_peer_gone(&r->conn))
+		return conn_keep_alive(&r->conn, &r->err);
+	/* It may have said why. */
+	ret = conn_recv_header(&r->conn, &f, &r->err);
+	return ret ? ret
+		   : errmsg_set(&r->err, -EPROTO, "the source sent %s before it had our proof",
+				wire_type_name(f.type));
 }
 
 /* With --verify=full: is what is in RAM now still what the table says was stored? */
 static int rehash_ram(struct receiver *r)
 {
 	uint64_t index = 0;
-	int ret = hashes_compare_ram(&r->hashes, &r->vm->ram, &index, keep_alive_tick, r);
+	int ret = hashes_compare_ram(&r->hashes, &r->vm->ram, &index, rehash_tick, r);
 
+	/* What the tick had to say comes first. */
 	if (ret)
 		errmsg_set(&r->err, ret,
 			   "page %llu of the destination's RAM is not what was stored",
@@ -494,7 +511,8 @@ static void stop_listening(struct receiver *r)
 
 /*
  * Waits for a source that speaks. Who connects only to see whether anybody listens (a port scan,
- * another receiver that wants this address) and leaves without a word has not been a source.
+ * another receiver that wants this address) and leaves without a word, or says nothing for longer
+ * than a source can take, has not been one: the real one may be waiting behind him.
  */
 static int accept_source(struct receiver *r, uint64_t *session)
 {
@@ -509,10 +527,17 @@ static int accept_source(struct receiver *r, uint64_t *session)
 		if (ret)
 			return ret;
 		set_phase(r, MIGRATE_HANDSHAKE);
+		r->conn.deadline_ns = r->start_ns + PRELUDE_LIMIT;
 		ret = conn_recv_prelude(&r->conn, session, &r->err);
-		if (ret != -ECONNRESET || r->conn.received)
+		r->conn.deadline_ns = UINT64_MAX;
+		if (ret != -ETIMEDOUT && (ret != -ECONNRESET || r->conn.received))
 			break;
-		log_debug("a peer connected and left without a word");
+		if (ret == -ETIMEDOUT)
+			log_info("a peer connected and did not begin within %llu s: waiting for "
+				 "another",
+				 (unsigned long long)(PRELUDE_LIMIT / NS_PER_SEC));
+		else
+			log_debug("a peer connected and left without a word");
 		conn_close(&r->conn);
 		r->err = (struct errmsg){0};
 		r->start_ns = 0;
@@ -544,16 +569,6 @@ static int receive_guest(struct receiver *r)
 	while (ret == 0 && !r->running)
 		ret = one_frame(r);
 	return ret;
-}
-
-static bool was_cancelled(struct receiver *r)
-{
-	bool cancelled;
-
-	pthread_mutex_lock(&r->lock);
-	cancelled = r->cancelled;
-	pthread_mutex_unlock(&r->lock);
-	return cancelled;
 }
 
 static void *run_receiver(void *arg)

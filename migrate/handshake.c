@@ -2,11 +2,37 @@
 #include "handshake.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "state.h"
 
 #define HELLO_VERSION 1U
+#define RAM_BEYOND_REASON 16U /* times all the memory that the host has */
+
+static void msrs_fields(struct hello *h, struct sbuf *s)
+{
+	sb_u32_range(s, &h->n_msrs, 0, VCPU_MSRS_MAX);
+	for (uint32_t i = 0; i < h->n_msrs && !s->err; i++)
+		sb_u32(s, &h->msr[i]);
+}
+
+static void save_msrs(struct vm *vm, struct hello *h, struct sbuf *s)
+{
+	uint32_t *index = NULL;
+	/* The first one speaks for all: they run the same kernel. */
+	int ret = vcpu_msrs_in_use(&vm->vcpu[0], &index, &h->n_msrs);
+
+	if (ret) {
+		sb_fail(s, ret);
+		return;
+	}
+	h->n_msrs = MIN(h->n_msrs, VCPU_MSRS_MAX);
+	memcpy(h->msr, index, h->n_msrs * sizeof(*index));
+	free(index);
+	msrs_fields(h, s);
+}
 
 static void options_fields(struct hello *h, struct sbuf *s)
 {
@@ -19,13 +45,15 @@ static void options_fields(struct hello *h, struct sbuf *s)
 int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_seed, struct sbuf *s,
 	       struct errmsg *err)
 {
-	struct hello h = {
-		.tsc_khz = vm->tsc_khz,
-		.hash_seed = hash_seed,
-		.ram_used = ram_used(&vm->ram),
-		.verify = (uint8_t)opt->verify,
-	};
+	struct hello *h = calloc(1, sizeof(*h));
 	size_t mark;
+
+	if (!h)
+		return errmsg_set(err, -ENOMEM, "no memory for the handshake");
+	h->tsc_khz = vm->tsc_khz;
+	h->hash_seed = hash_seed;
+	h->ram_used = ram_used(&vm->ram);
+	h->verify = (uint8_t)opt->verify;
 
 	mark = sb_section_open(s, "config", 0, HELLO_VERSION, 0);
 	vm_config_fields(&vm->cfg, s);
@@ -34,18 +62,22 @@ int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_s
 	cpuid_fields(&vm->cpuid, s);
 	sb_section_close(s, mark);
 	mark = sb_section_open(s, "options", 0, HELLO_VERSION, 0);
-	options_fields(&h, s);
+	options_fields(h, s);
+	sb_section_close(s, mark);
+	mark = sb_section_open(s, "msrs", 0, HELLO_VERSION, 0);
+	save_msrs(vm, h, s);
 	sb_section_close(s, mark);
 	mark = sb_section_open(s, "devices", 0, HELLO_VERSION, 0);
 	state_device_list(vm, s, err);
 	sb_section_close(s, mark);
+	free(h);
 	return s->err ? errmsg_set(err, s->err, "describing the machine: %s", strerror(-s->err))
 		      : 0;
 }
 
 int hello_load(struct hello *h, const void *data, size_t len, struct errmsg *err)
 {
-	static const char *const tags[] = {"config", "cpuid", "options", "devices"};
+	static const char *const tags[] = {"config", "cpuid", "options", "msrs", "devices"};
 	struct sb_section sec;
 	struct sbuf s, body;
 	unsigned seen = 0;
@@ -82,6 +114,9 @@ int hello_load(struct hello *h, const void *data, size_t len, struct errmsg *err
 		case 2:
 			options_fields(h, &body);
 			break;
+		case 3:
+			msrs_fields(h, &body);
+			break;
 		default:
 			h->devices = body.data;
 			h->devices_len = body.len;
@@ -99,4 +134,59 @@ int hello_load(struct hello *h, const void *data, size_t len, struct errmsg *err
 			err, -EPROTO,
 			"the source asks for a verification that this godwit does not know");
 	return 0;
+}
+
+/* ---- memory ---- */
+
+void host_memory_read(struct host_memory *m)
+{
+	unsigned long long ram = 0, swap = 0, available = 0, swap_free = 0;
+	bool know_ram = false, know_available = false;
+	FILE *f = fopen("/proc/meminfo", "re");
+	char line[128];
+
+	while (f && fgets(line, sizeof(line), f)) {
+		know_ram |= sscanf(line, "MemTotal: %llu kB", &ram) == 1;
+		know_available |= sscanf(line, "MemAvailable: %llu kB", &available) == 1;
+		sscanf(line, "SwapTotal: %llu kB", &swap);
+		sscanf(line, "SwapFree: %llu kB", &swap_free);
+	}
+	if (f)
+		fclose(f);
+	m->total = know_ram ? (ram + swap) * KIB : UINT64_MAX;
+	m->available = know_available ? (available + swap_free) * KIB : UINT64_MAX;
+}
+
+int hello_check_memory(const struct hello *h, uint64_t want_ram, const struct host_memory *m,
+		       struct errmsg *err)
+{
+	char a[32], b[32];
+	uint64_t most;
+
+	if (mul_u64(m->total, RAM_BEYOND_REASON, &most) && !want_ram && h->cfg.ram_size > most)
+		return errmsg_set(
+			err, -ENOTSUP,
+			"%s of RAM, which is more than %u times the %s of memory and swap "
+			"of this host; 'godwit receive -m %lluK' takes it all the same",
+			format_size(a, sizeof(a), h->cfg.ram_size), RAM_BEYOND_REASON,
+			format_size(b, sizeof(b), m->total),
+			(unsigned long long)(h->cfg.ram_size / KIB));
+	if (h->ram_used > m->available)
+		return errmsg_set(err, -ENOMEM,
+				  "the guest uses %s of memory, this host has %s available",
+				  format_size(a, sizeof(a), h->ram_used),
+				  format_size(b, sizeof(b), m->available));
+	return 0;
+}
+
+int host_memory_check_step(const struct host_memory *m, struct errmsg *err)
+{
+	char left[32];
+
+	if (m->available >= MEMORY_STEP + MEMORY_RESERVE)
+		return 0;
+	return errmsg_set(err, -ENOMEM,
+			  "this host runs out of memory while the guest arrives: %s are left, and "
+			  "the guest uses more than it did at the start",
+			  format_size(left, sizeof(left), m->available));
 }

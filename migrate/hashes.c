@@ -106,9 +106,9 @@ static int expect_zeros(const struct hashes *h, uint64_t first, uint64_t end, ui
 }
 
 int hashes_compare_ram(const struct hashes *h, const struct ram *ram, uint64_t *index,
-		       void (*tick)(void *arg), void *arg)
+		       int (*tick)(void *arg), void *arg)
 {
-	uint64_t at = 0, first = 0, n;
+	uint64_t at = 0, first = 0, n, hashed = 0;
 	int ret;
 
 	for (; ram_next_populated(ram, &first, &n); first += n, at = first) {
@@ -122,8 +122,9 @@ int hashes_compare_ram(const struct hashes *h, const struct ram *ram, uint64_t *
 				*index = i;
 				return -EBADMSG;
 			}
-			if (tick && i % TICK_PAGES == 0)
-				tick(arg);
+			ret = tick && hashed++ % TICK_PAGES == 0 ? tick(arg) : 0;
+			if (ret)
+				return ret;
 		}
 	}
 	return expect_zeros(h, at, h->npages, index);

@@ -64,9 +64,10 @@ uint64_t hashes_proof_len(const struct hashes *h);
 
 /*
  * Hashes all of RAM again and compares with the table: 0, or -EBADMSG with *index the first page
- * that differs. A stopped guest only. tick(arg), when not NULL, is called every few MiB.
+ * that differs. A stopped guest only. tick(arg), when not NULL, is called every few MiB; what it
+ * returns other than 0 ends the comparison and is returned.
  */
 int hashes_compare_ram(const struct hashes *h, const struct ram *ram, uint64_t *index,
-		       void (*tick)(void *arg), void *arg);
+		       int (*tick)(void *arg), void *arg);
 
 #endif

@@ -8,7 +8,7 @@
  *	step			undone by
  *	connect, handshake	closing the connection (the destination destroys its machine)
  *	dirty log on		dirty_stop()
- *	vm_pause()		vm_resume()
+ *	vm_pause_within()	vm_resume(); itself, when a vCPU does not stop in time
  *	vm_quiesce_devices()	vm_resume_devices()
  *	COMMIT			nothing: the point of no return, see commit()
  *
@@ -35,6 +35,7 @@
 #include "uri.h"
 
 #define CONNECT_TIMEOUT (10 * NS_PER_SEC)
+#define VCPU_STOP_LIMIT (5 * NS_PER_SEC)
 #define QUIESCE_LIMIT (5 * NS_PER_SEC)
 #define PINGS 5U
 
@@ -364,13 +365,26 @@ static void set_part(struct migration *m, uint64_t *part, uint64_t *since)
 	*since = now;
 }
 
-static void keep_alive_tick(void *arg)
+/* While all of RAM is hashed, which takes its time: is it still wanted, by both sides? */
+static int rehash_tick(void *arg)
 {
 	struct migration *m = arg;
-	struct errmsg later = {0};
+	struct wire_frame f;
+	bool cancelled;
+	int ret;
 
-	/* A broken connection shows when the proof is sent. */
-	conn_keep_alive(&m->conn, &later);
+	pthread_mutex_lock(&m->lock);
+	cancelled = m->cancelled;
+	pthread_mutex_unlock(&m->lock);
+	if (cancelled)
+		return errmsg_set(&m->err, -ECANCELED, "cancelled");
+	if (!conn_peer_gone(&m->conn))
+		return conn_keep_alive(&m->conn, &m->err);
+	/* It may have said why. */
+	ret = conn_recv_header(&m->conn, &f, &m->err);
+	return ret ? ret
+		   : errmsg_set(&m->err, -EPROTO, "the destination sent %s before it had our proof",
+				wire_type_name(f.type));
 }
 
 /* Digests of our table and state, and with --verify=full first the proof that the table tells our
@@ -383,7 +397,8 @@ static int send_proof(struct migration *m, const struct sbuf *state, struct page
 	int ret;
 
 	if (m->opt.verify == MIGRATE_VERIFY_FULL) {
-		ret = hashes_compare_ram(&m->hashes, &m->vm->ram, &index, keep_alive_tick, m);
+		ret = hashes_compare_ram(&m->hashes, &m->vm->ram, &index, rehash_tick, m);
+		/* What the tick had to say comes first. */
 		if (ret)
 			return errmsg_set(&m->err, ret,
 					  "page %llu of the source's RAM is not what was sent: its "
@@ -485,7 +500,12 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 	m->conn.deadline_ns = at + PAUSE_LIMIT;
 	if (m->opt.verify == MIGRATE_VERIFY_FULL)
 		m->conn.deadline_ns += m->vm->ram.size / REHASH_BYTES_PER_S * NS_PER_SEC;
-	vm_pause(m->vm, VM_PAUSE_MIGRATE);
+	ret = vm_pause_within(m->vm, VM_PAUSE_MIGRATE, VCPU_STOP_LIMIT, &m->err);
+	if (ret) {
+		/* Those that did stop have stood that long. */
+		set_part(m, &st->pause_ns, &at);
+		return ret;
+	}
 	if (vm_get_end(m->vm) != VM_END_NONE)
 		return errmsg_set(&m->err, -ESHUTDOWN, "the guest ended during the migration");
 	ret = vm_quiesce_devices(m->vm, QUIESCE_LIMIT, &m->err);

@@ -54,4 +54,15 @@ void vcpu_fields(struct vcpu *v, struct sbuf *s, struct errmsg *err);
 /* After vcpu_fields() loaded and the clock is set: arms the TSC-deadline timer. -errno. */
 int vcpu_arm_timer(struct vcpu *v);
 
+/*
+ * MSRs of the guest's that hold anything at this moment, of those that vcpu_fields() saves: what a
+ * destination must have. The vCPU may run; it is called out of the guest for it, for as long as an
+ * exit takes, and nothing of it changes. *out is the caller's to free(). 0 or -errno.
+ */
+#define VCPU_MSRS_MAX 2048U
+int vcpu_msrs_in_use(struct vcpu *v, uint32_t **out, uint32_t *n_out);
+
+/* Has this host's KVM all of these? -ENOTSUP with the first missing one in err. Stopped vCPUs. */
+int vcpu_check_msrs(struct vcpu *v, const uint32_t *index, uint32_t n, struct errmsg *err);
+
 #endif

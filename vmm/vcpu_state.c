@@ -318,6 +318,74 @@ static int all_msrs(struct vcpu *v, unsigned long request, struct kvm_msrs *chun
 	return 0;
 }
 
+/*
+ * KVM lets nobody look at a vCPU that runs. One that is called out of the guest finds vm->lock
+ * taken on its way back (park() in vcpu.c), and waits there while we look; to the guest that is an
+ * exit like others, not a pause.
+ */
+static int read_running(struct vcpu *v, struct kvm_msrs *chunk, struct kvm_msr_entry *e, uint32_t n,
+			bool *ok)
+{
+	int ret;
+
+	pthread_mutex_lock(&v->vm->lock);
+	if (!v->parked)
+		vcpu_kick(v);
+	ret = all_msrs(v, KVM_GET_MSRS, chunk, e, n, ok);
+	pthread_mutex_unlock(&v->vm->lock);
+	return ret;
+}
+
+int vcpu_msrs_in_use(struct vcpu *v, uint32_t **out, uint32_t *n_out)
+{
+	struct kvm_msr_entry *e = NULL;
+	struct kvm_msrs *chunk = NULL;
+	uint32_t *index = NULL, n = 0, used = 0;
+	bool *ok = NULL;
+	int ret = msr_indices(v->vm, &index, &n);
+
+	if (ret)
+		return ret;
+	e = calloc(n + 1, sizeof(*e));
+	ok = calloc(n + 1, sizeof(*ok));
+	chunk = calloc(1, sizeof(*chunk) + (n + 1) * sizeof(*e));
+	ret = e && ok && chunk ? 0 : -ENOMEM;
+	for (uint32_t i = 0; i < n && ret == 0; i++)
+		e[i].index = index[i];
+	if (ret == 0)
+		ret = read_running(v, chunk, e, n, ok);
+	for (uint32_t i = 0; i < n && ret == 0; i++) {
+		/* As load_msrs(), which does without a register that holds nothing. */
+		if (ok[i] && e[i].data)
+			index[used++] = e[i].index;
+	}
+	free(e);
+	free(ok);
+	free(chunk);
+	if (ret) {
+		free(index);
+		return ret;
+	}
+	*out = index;
+	*n_out = used;
+	return 0;
+}
+
+int vcpu_check_msrs(struct vcpu *v, const uint32_t *index, uint32_t n, struct errmsg *err)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t value;
+
+		if (msr_get(v->fd, index[i], &value))
+			return errmsg_set(
+				err, -ENOTSUP,
+				"the guest uses MSR %#x, which this host's KVM does not "
+				"have: an older kernel, or another CPU, than the source's",
+				index[i]);
+	}
+	return 0;
+}
+
 static void load_msrs(struct vcpu *v, struct sbuf *s, struct kvm_msrs *chunk,
 		      struct kvm_msr_entry *e, uint32_t n, bool *ok, struct errmsg *err)
 {

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Pages that Intel's KVM wants for real mode, in the hole below 4 GiB. */
@@ -133,12 +134,16 @@ int vm_create(struct vm **out, const struct vm_config *cfg, const struct cpuid *
 	      struct loop *loop, struct errmsg *err)
 {
 	struct vm *vm = calloc(1, sizeof(*vm));
+	pthread_condattr_t attr;
 	int ret;
 
 	if (!vm)
 		return errmsg_set(err, -ENOMEM, "no memory for the machine");
 	pthread_mutex_init(&vm->lock, NULL);
-	pthread_cond_init(&vm->changed, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&vm->changed, &attr);
+	pthread_condattr_destroy(&attr);
 	vm->cfg = *cfg;
 	vm->cpuid = *cpuid;
 	vm->loop = loop;
@@ -273,28 +278,65 @@ static void add_reason(struct vm *vm, unsigned reason)
 		vcpu_kick(&vm->vcpu[i]);
 }
 
-void vm_pause(struct vm *vm, enum vm_pause reason)
+/* With vm->lock held. */
+static void take_reason_away(struct vm *vm, unsigned reason)
 {
+	if (vm->pause_reasons == reason) {
+		/*
+		 * So that the guest's watchdogs forgive the gap. EINVAL: this guest has no
+		 * kvmclock. One that has not stopped had no gap, and KVM would have us wait for it.
+		 */
+		for (unsigned i = 0; i < vm->n_vcpus; i++) {
+			if (vm->vcpu[i].parked)
+				kvm_ioctl(vm->vcpu[i].fd, KVM_KVMCLOCK_CTRL, 0);
+		}
+	}
+	vm->pause_reasons &= ~reason;
+	pthread_cond_broadcast(&vm->changed);
+}
+
+/* With vm->lock held: somebody has not parked. */
+static unsigned first_running(const struct vm *vm)
+{
+	unsigned i = 0;
+
+	while (i + 1 < vm->n_vcpus && vm->vcpu[i].parked)
+		i++;
+	return i;
+}
+
+int vm_pause_within(struct vm *vm, enum vm_pause reason, uint64_t timeout_ns, struct errmsg *err)
+{
+	uint64_t start = now_ns(), end = start + MIN(timeout_ns, UINT64_MAX - start);
+	struct timespec deadline = {.tv_sec = (time_t)(end / NS_PER_SEC),
+				    .tv_nsec = (long)(end % NS_PER_SEC)};
+	bool was_set;
+	int ret = 0;
+
 	pthread_mutex_lock(&vm->lock);
+	was_set = vm->pause_reasons & (unsigned)reason;
 	add_reason(vm, reason);
-	while (vm->n_parked < vm->n_started)
-		pthread_cond_wait(&vm->changed, &vm->lock);
+	while (vm->n_parked < vm->n_started && ret == 0)
+		ret = -pthread_cond_timedwait(&vm->changed, &vm->lock, &deadline);
+	if (vm->n_parked < vm->n_started) {
+		errmsg_set(err, ret,
+			   "vCPU %u has not stopped within %llu ms: something on this host holds "
+			   "it up (slow storage, or a reader of the guest's output that takes "
+			   "nothing)",
+			   first_running(vm), (unsigned long long)(timeout_ns / NS_PER_MS));
+		if (!was_set)
+			take_reason_away(vm, reason);
+	} else {
+		ret = 0;
+	}
 	pthread_mutex_unlock(&vm->lock);
+	return ret;
 }
 
 void vm_resume(struct vm *vm, enum vm_pause reason)
 {
 	pthread_mutex_lock(&vm->lock);
-	if (vm->pause_reasons == (unsigned)reason) {
-		/*
-		 * So that the guest's watchdogs forgive the gap. EINVAL: this guest has no
-		 * kvmclock.
-		 */
-		for (unsigned i = 0; i < vm->n_vcpus; i++)
-			kvm_ioctl(vm->vcpu[i].fd, KVM_KVMCLOCK_CTRL, 0);
-	}
-	vm->pause_reasons &= ~(unsigned)reason;
-	pthread_cond_broadcast(&vm->changed);
+	take_reason_away(vm, reason);
 	pthread_mutex_unlock(&vm->lock);
 }
 

@@ -7,7 +7,8 @@
  *
  * Pausing: the machine runs while no pause reason is set. vm_pause() adds a reason and returns
  * when every vCPU has acknowledged, with no port or MMIO access half done; vm_resume() takes the
- * reason away. Reasons are independent: a user's pause outlives a failed migration.
+ * reason away. Reasons are independent: a user's pause outlives a failed migration. Whoever waits
+ * for a pause does so for a limited time: a host that holds a vCPU must not hold the rest.
  * Time goes on while a machine is paused, as it does for one that is being moved.
  */
 #ifndef GODWIT_VM_H
@@ -110,10 +111,23 @@ int vm_add_device(struct vm *vm, const struct device_ops *ops, uint32_t instance
 int vm_start(struct vm *vm, struct errmsg *err);
 
 /*
- * Stops every vCPU for this reason and waits until each has acknowledged. May be called again.
- * Not from a vCPU's thread.
+ * How long vCPUs may take to acknowledge a pause. All that one does outside the guest is a device's
+ * handler, which does not wait: a vCPU that takes longer is held up by something of the host's.
  */
-void vm_pause(struct vm *vm, enum vm_pause reason);
+#define VM_PAUSE_LIMIT (5 * NS_PER_SEC)
+
+/*
+ * Stops every vCPU for this reason and waits until each has acknowledged. May be called again.
+ * -ETIMEDOUT when one has not in time: err (may be NULL) names it, the reason is taken away again
+ * unless it was set before, and the guest goes on. Not from a vCPU's thread.
+ */
+int vm_pause_within(struct vm *vm, enum vm_pause reason, uint64_t timeout_ns, struct errmsg *err);
+
+/* The same within VM_PAUSE_LIMIT. Of a machine whose vCPUs stand already it cannot fail. */
+static inline int vm_pause(struct vm *vm, enum vm_pause reason)
+{
+	return vm_pause_within(vm, reason, VM_PAUSE_LIMIT, NULL);
+}
 
 /* Takes the reason away; the machine runs on if it was the last. Tells the guest's clock of the
  * gap. */

@@ -286,6 +286,52 @@ START_TEST(strangers)
 }
 END_TEST
 
+/* The first n bytes of a prelude, and no more; the receiver hangs up. */
+static void say_little(const struct dest *d, size_t n)
+{
+	static struct bytes b;
+	int fd = relay_connect(d->uri);
+	char byte;
+
+	b.len = 0;
+	add_prelude(&b, WIRE_VERSION, WIRE_MIN_VERSION);
+	set_timeouts(fd);
+	need(send_all(fd, b.data, n), "%s", strerror(errno));
+	need(recv(fd, &byte, 1, 0) <= 0, "it answers");
+	close(fd);
+}
+
+/*
+ * Who connects and then says nothing, or stops in the middle of his first word, keeps a receiver
+ * from the real source for a few seconds only.
+ */
+START_TEST(silent)
+{
+	struct scene s;
+	uint64_t start;
+
+	scene_start(&s, _i ? "unix:" : "tcp:127.0.0.1:0");
+	start = harness_now_ms();
+	say_little(&s.d, _i ? 10 : 0);
+	need(harness_now_ms() - start < 12000, "it was listened to for %llu ms",
+	     (unsigned long long)(harness_now_ms() - start));
+	proc_expect_err(s.d.proc, "did not begin within 5 s: waiting for another", 10000);
+	/* One who is there before the real one does not keep that from coming either. */
+	if (_i) {
+		int fd = relay_connect(s.d.uri);
+
+		scene_migrate(&s);
+		scene_report(&s, 0, "");
+		close(fd);
+	} else {
+		scene_migrate(&s);
+		scene_report(&s, 0, "");
+	}
+	guest_ended(&s.g, 0, 10000);
+	dest_owns(&s);
+}
+END_TEST
+
 /* Even one of another version is told ours, so that both users learn what to do. */
 START_TEST(versions_told)
 {
@@ -654,6 +700,163 @@ START_TEST(mutated)
 }
 END_TEST
 
+/* ---- HELLO ---- */
+
+/* The body of a section of HELLO. */
+static uint8_t *hello_section(struct relay_frame *f, const char *tag, size_t *len)
+{
+	struct sb_section sec;
+	struct sbuf s, body;
+
+	sb_init_load(&s, relay_payload(f), relay_payload_len(f));
+	while (sb_section_next(&s, &sec, &body) > 0) {
+		if (strcmp(sec.tag, tag) == 0) {
+			*len = body.len;
+			return body.data;
+		}
+	}
+	fail_test("HELLO has no section %s", tag);
+}
+
+/* A string of config: its length, then so many bytes. Gives what follows, the bytes in *text. */
+static uint8_t *string(uint8_t *at, uint8_t **text, uint32_t *len)
+{
+	memcpy(len, at, sizeof(*len));
+	*text = at + sizeof(*len);
+	return *text + *len;
+}
+
+static void unknown_msr(void *arg, struct relay_frame *f)
+{
+	static const uint32_t none = 0x7ffffff1;
+	size_t len;
+	uint8_t *p = hello_section(f, "msrs", &len);
+
+	(void)arg;
+	need(len >= 8, "no MSRs");
+	memcpy(p + len - sizeof(none), &none, sizeof(none));
+}
+
+static void too_many_msrs(void *arg, struct relay_frame *f)
+{
+	static const uint32_t n = VCPU_MSRS_MAX + 1;
+	size_t len;
+
+	(void)arg;
+	memcpy(hello_section(f, "msrs", &len), &n, sizeof(n));
+}
+
+static void huge_ram(void *arg, struct relay_frame *f)
+{
+	static const uint64_t size = 1ULL << 50;
+	size_t len;
+	uint32_t n;
+	uint8_t *name, *p = string(hello_section(f, "config", &len), &name, &n);
+
+	(void)arg;
+	memcpy(p, &size, sizeof(size));
+}
+
+static const struct {
+	void (*edit)(void *arg, struct relay_frame *f);
+	const char *error;
+} hellos[] = {
+	{unknown_msr, "refuses: the guest uses MSR 0x7ffffff1, which this host's KVM does not"},
+	{too_many_msrs, "refuses: HELLO section msrs is malformed"},
+	{huge_ram,
+	 "refuses: 1 PiB of RAM, which is more than 16 times .* 'godwit receive -m 10995"},
+};
+#define N_HELLOS ((int)(sizeof(hellos) / sizeof(hellos[0])))
+
+static bool kvm_ignores_msrs(void)
+{
+	FILE *f = fopen("/sys/module/kvm/parameters/ignore_msrs", "re");
+	int c = f ? fgetc(f) : EOF;
+
+	if (f)
+		fclose(f);
+	return c == 'Y' || c == '1';
+}
+
+/* What this host cannot hold is found before the guest is paused. */
+START_TEST(hello_refused)
+{
+	struct scene s;
+
+	if (hellos[_i].edit == unknown_msr && kvm_ignores_msrs())
+		harness_skip("this KVM has every MSR (ignore_msrs)");
+	scene_start(&s, "unix:");
+	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
+					      .type = WIRE_HELLO,
+					      .what = RELAY_EDIT,
+					      .edit = hellos[_i].edit,
+					      .fix = true});
+	scene_migrate(&s);
+	scene_report(&s, 1, hellos[_i].error);
+	need(s.m.rounds == 0 && s.m.downtime_ms <= 0, "it had begun: %s", json_dumps(s.m.json, 0));
+	need(relay_seen(s.relay, TO_DEST, WIRE_PAGES) == 0, "%s", s.relay->trace);
+	dest_refused(&s, "no guest came to run here: ");
+	need_plain(s.d.proc);
+	source_owns(&s);
+}
+END_TEST
+
+#define KERNEL_WORDS "\033]0;owned\007"
+#define CMDLINE_WORDS "\033[2J\r\xc2\x9b"
+
+static void escapes(void *arg, struct relay_frame *f)
+{
+	size_t len;
+	uint32_t n;
+	uint8_t *text, *p = string(hello_section(f, "config", &len), &text, &n);
+
+	(void)arg;
+	/* ram_size and vcpus; kernel, initrd, cmdline */
+	p = string(p + 12, &text, &n);
+	need(n > sizeof(KERNEL_WORDS), "a path of %u bytes", n);
+	memcpy(text, KERNEL_WORDS, sizeof(KERNEL_WORDS) - 1);
+	p = string(p, &text, &n);
+	string(p, &text, &n);
+	need(n > sizeof(CMDLINE_WORDS), "a command line of %u bytes", n);
+	memcpy(text, CMDLINE_WORDS, sizeof(CMDLINE_WORDS) - 1);
+}
+
+/* What a guest says of itself is shown to people as letters, and to programs as it is. */
+START_TEST(words_of_a_guest)
+{
+	struct scene s;
+	struct proc *p;
+	json_t *status;
+
+	scene_start(&s, "unix:");
+	relay_act(s.relay, (struct relay_act){.dir = TO_DEST,
+					      .type = WIRE_HELLO,
+					      .what = RELAY_EDIT,
+					      .edit = escapes,
+					      .fix = true});
+	scene_migrate(&s);
+	scene_report(&s, 0, "");
+	/* That kernel is not to be found, which is said. */
+	proc_expect_err(s.d.proc, "warning: kernel \\?]0;owned\\?", 10000);
+	need_plain(s.d.proc);
+	for (int i = 0; i < 2; i++) {
+		p = godwit_run(0, "status", i ? s.d.name : NULL, NULL);
+		need(strstr(p->out.buf, "?]0;owned?") && strstr(p->out.buf, "?[2J??"), "'%s'",
+		     p->out.buf);
+		for (const char *c = p->out.buf; *c; c++)
+			need(*c == '\n' || (*c >= ' ' && *c <= '~'), "byte %#x in '%s'",
+			     (unsigned char)*c, p->out.buf);
+	}
+	status = json_of(godwit_run(0, "status", "--json", s.d.name, NULL)->out.buf);
+	need(strncmp(json_text(status, "kernel"), KERNEL_WORDS, sizeof(KERNEL_WORDS) - 1) == 0 &&
+		     strncmp(json_text(status, "cmdline"), CMDLINE_WORDS,
+			     sizeof(CMDLINE_WORDS) - 1) == 0,
+	     "%s", json_dumps(status, 0));
+	guest_ended(&s.g, 0, 10000);
+	dest_owns(&s);
+}
+END_TEST
+
 /* ---- the control socket ---- */
 
 static int control(const struct guest *g)
@@ -729,11 +932,14 @@ int main(void)
 		return harness_skip_all("no KVM guest runs here");
 	tcase_add_loop_test(harness_case(s, "source", 60), bad_source, 0, N_SOURCES);
 	tcase_add_loop_test(harness_case(s, "strangers", 60), strangers, 0, 2);
+	tcase_add_loop_test(harness_case(s, "silent", 60), silent, 0, 2);
 	tcase_add_test(harness_case(s, "versions", 60), versions_told);
 	tcase_add_loop_test(harness_case(s, "dest", 60), bad_dest, 0, N_DESTS);
 	tcase_add_test(harness_case(s, "tape", 60), tape_is_good);
 	tcase_add_test(harness_case(s, "early", 60), too_early);
 	tcase_add_test(harness_case(s, "mutated", 300), mutated);
+	tcase_add_loop_test(harness_case(s, "hello", 60), hello_refused, 0, N_HELLOS);
+	tcase_add_test(harness_case(s, "words", 60), words_of_a_guest);
 	tcase_add_test(harness_case(s, "control", 60), control_socket);
 	return harness_main(s);
 }

@@ -201,9 +201,16 @@ START_TEST(holes_are_compared)
 }
 END_TEST
 
-static void count_tick(void *arg)
+static int count_tick(void *arg)
 {
 	(*(unsigned *)arg)++;
+	return 0;
+}
+
+static int end_tick(void *arg)
+{
+	(*(unsigned *)arg)++;
+	return -ECANCELED;
 }
 
 START_TEST(comparing_says_that_it_lives)
@@ -216,6 +223,12 @@ START_TEST(comparing_says_that_it_lives)
 		store(i, (uint8_t)(1 + i % 200));
 	ck_assert_int_eq(hashes_compare_ram(&h, &ram, &index, count_tick, &ticks), 0);
 	ck_assert_uint_ge(ticks, 1);
+	/* Told to end it does, before it finds what is wrong further on. */
+	store(NPAGES - 1, 1);
+	h.table[NPAGES - 1].low ^= 1;
+	ticks = 0;
+	ck_assert_int_eq(hashes_compare_ram(&h, &ram, &index, end_tick, &ticks), -ECANCELED);
+	ck_assert_uint_eq(ticks, 1);
 	end();
 }
 END_TEST

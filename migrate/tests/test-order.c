@@ -171,10 +171,9 @@ static void set_flag(void *arg)
 	*(bool *)arg = true;
 }
 
-static void begin(void)
+/* A guest of this code, with this port unless NULL. */
+static void begin_with(const uint8_t *code, size_t len, const struct bus_range *port)
 {
-	/* 1: incq (%rdi); jmp 1b */
-	static const uint8_t code[] = {0x48, 0xff, 0x07, 0xeb, 0xfb};
 	struct kvm_regs regs = {.rdi = COUNT_GPA};
 	struct receive_options opt = {.build = build};
 	static const bool no = false;
@@ -182,7 +181,9 @@ static void begin(void)
 	ck_assert_ptr_nonnull(mkdtemp(dir));
 	m = machine_new(RAM_MIN, 1);
 	ck_assert_int_eq(vm_add_device(m->vm, &spy_ops, 0, &no, &m->err), 0);
-	machine_code(m, 0, code, sizeof(code), &regs);
+	if (port)
+		ck_assert_int_eq(bus_add(&m->vm->pio, port), 0);
+	machine_code(m, 0, code, len, &regs);
 	ck_assert_int_eq(vm_start(m->vm, &m->err), 0);
 	vm_resume(m->vm, VM_PAUSE_START);
 
@@ -190,6 +191,14 @@ static void begin(void)
 	snprintf(opt.uri, sizeof(opt.uri), "unix:%s/s", dir);
 	ck_assert_msg(receive_listen(&receiver, &opt, uri, &m->err) == 0, "%s", m->err.text);
 	ck_assert_int_eq(receive_start(receiver, &m->loop, set_flag, &dest_done, &m->err), 0);
+}
+
+static void begin(void)
+{
+	/* 1: incq (%rdi); jmp 1b */
+	static const uint8_t code[] = {0x48, 0xff, 0x07, 0xeb, 0xfb};
+
+	begin_with(code, sizeof(code), NULL);
 }
 
 static void end(void)
@@ -296,9 +305,68 @@ START_TEST(back_again)
 }
 END_TEST
 
+/* ---- a vCPU that the host holds in a device's handler ---- */
+
+#define HELD_PORT 0x9aU
+
+static _Atomic bool held, in_handler;
+
+static void held_write(void *dev, uint64_t offset, unsigned size, uint64_t value)
+{
+	uint64_t deadline = now_ns() + 50 * NS_PER_SEC;
+
+	(void)dev;
+	(void)offset;
+	(void)size;
+	(void)value;
+	while (held && now_ns() < deadline) {
+		in_handler = true;
+		usleep(1000);
+	}
+}
+
+static uint64_t held_read(void *dev, uint64_t offset, unsigned size)
+{
+	(void)dev;
+	(void)offset;
+	(void)size;
+	return 0;
+}
+
+/* It is given up, names the vCPU, and the guest counts on as soon as the host lets it. */
+START_TEST(held_up)
+{
+	/* 1: incq (%rdi); out %al, $0x9a; jmp 1b */
+	static const uint8_t code[] = {0x48, 0xff, 0x07, 0xe6, HELD_PORT, 0xeb, 0xf9};
+	static const struct bus_ops ops = {.read = held_read, .write = held_write};
+	struct bus_range port = {.base = HELD_PORT, .len = 1, .name = "held", .ops = &ops};
+	struct migrate_stats from, to;
+
+	begin_with(code, sizeof(code), &port);
+	wait_count(m->vm, 10);
+	held = true;
+	for (unsigned i = 0; i < 1000 && !in_handler; i++)
+		usleep(10000);
+	ck_assert(in_handler);
+	move(MIGRATE_VERIFY_STREAM, &from, &to);
+	ck_assert_int_eq(from.status, MIGRATE_FAILED);
+	ck_assert_int_eq(to.status, MIGRATE_FAILED);
+	ck_assert_msg(strstr(from.error.text, "vCPU 0 has not stopped"), "%s", from.error.text);
+	/* The destination learns why. */
+	ck_assert_msg(strstr(to.error.text, "vCPU 0 has not stopped"), "%s", to.error.text);
+	ck_assert_uint_ge(from.downtime_ns, 4 * NS_PER_SEC);
+	ck_assert_uint_eq(spy_of(m->vm)->resumes, 0);
+	ck_assert_uint_eq(vm_paused(m->vm), 0);
+	held = false;
+	wait_count(m->vm, count_of(m->vm));
+	end();
+}
+END_TEST
+
 int main(void)
 {
-	const TTest *const tests[] = {order_of_a_move, order_with_full_verification, back_again};
+	const TTest *const tests[] = {order_of_a_move, order_with_full_verification, back_again,
+				      held_up};
 
 	if (!kvm_here())
 		return check_skip("order", "no /dev/kvm");

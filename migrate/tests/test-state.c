@@ -584,7 +584,9 @@ START_TEST(hello_travels)
 	ck_assert_uint_eq(h.verify, MIGRATE_VERIFY_FULL);
 	ck_assert_uint_eq(h.cpuid.n, w->vm->cpuid.n);
 	ck_assert_mem_eq(h.cpuid.entry, w->vm->cpuid.entry, h.cpuid.n * sizeof(h.cpuid.entry[0]));
-	/* Its own devices are those that are here. */
+	/* Its own MSRs and devices are those that are here. */
+	ck_assert_uint_gt(h.n_msrs, 0);
+	ck_assert_msg(vcpu_check_msrs(&w->vm->vcpu[0], h.msr, h.n_msrs, &err) == 0, "%s", err.text);
 	sb_init_load(&list, h.devices, h.devices_len);
 	state_device_list(w->vm, &list, &err);
 	sb_end(&list);
@@ -605,7 +607,7 @@ START_TEST(hello_hostile)
 
 	save_hello(w, &s);
 	n = split(&s, parts);
-	ck_assert_uint_eq(n, 4);
+	ck_assert_uint_eq(n, 5);
 	for (unsigned i = 0; i < n; i++) {
 		struct part some[8];
 
@@ -658,6 +660,7 @@ START_TEST(hello_hostile)
 			ck_assert(h.cfg.vcpus >= 1 && h.cfg.vcpus <= VM_MAX_VCPUS);
 			ck_assert(h.cpuid.n >= 1 && h.cpuid.n <= CPUID_MAX);
 			ck_assert(h.verify <= MIGRATE_VERIFY_FULL);
+			ck_assert(h.n_msrs <= VCPU_MSRS_MAX);
 		}
 		*at = old;
 	}

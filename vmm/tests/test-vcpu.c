@@ -630,6 +630,173 @@ START_TEST(stands_still)
 }
 END_TEST
 
+/*
+ * A handler that the host holds: whoever wants a pause is told which vCPU it is, the others go on,
+ * and so does this one when it is let go.
+ */
+static struct stuck {
+	_Atomic bool held, entered;
+} stuck;
+
+static void stuck_write(void *dev, uint64_t offset, unsigned size, uint64_t value)
+{
+	uint64_t deadline = now_ns() + 30 * NS_PER_SEC;
+
+	(void)dev;
+	(void)offset;
+	(void)size;
+	(void)value;
+	stuck.entered = true;
+	while (stuck.held && now_ns() < deadline)
+		usleep(100);
+}
+
+static uint64_t nothing_read(void *dev, uint64_t offset, unsigned size)
+{
+	(void)dev;
+	(void)offset;
+	(void)size;
+	return 0;
+}
+
+#define STUCK_PORT 0x9aU
+
+static const struct bus_ops stuck_ops = {.read = nothing_read, .write = stuck_write};
+
+static void counts_on(const volatile uint64_t *count, const char *who)
+{
+	uint64_t before = *count, deadline = now_ns() + 10 * NS_PER_SEC;
+
+	while (*count == before && now_ns() < deadline)
+		usleep(100);
+	ck_assert_msg(*count != before, "%s does not count on", who);
+}
+
+START_TEST(held_up)
+{
+	/* 1: incq (%rdi); jmp 1b */
+	static const uint8_t counts[] = {0x48, 0xff, 0x07, 0xeb, 0xfb};
+	/* 1: incq (%rdi); out %al, $0x9a; jmp 1b */
+	static const uint8_t asks[] = {0x48, 0xff, 0x07, 0xe6, STUCK_PORT, 0xeb, 0xf9};
+	struct bus_range port = {.base = STUCK_PORT, .len = 1, .name = "stuck", .ops = &stuck_ops};
+	struct machine *m = machine_new(RAM_SIZE, 2);
+	struct kvm_regs r[2] = {{.rdi = 0x20000}, {.rdi = 0x21000}};
+	const volatile uint64_t *count[2] = {ram_ptr(&m->vm->ram, 0x20000, 8),
+					     ram_ptr(&m->vm->ram, 0x21000, 8)};
+	struct kvm_mp_state mp = {.mp_state = KVM_MP_STATE_RUNNABLE};
+	struct errmsg err = {""};
+	uint64_t start, still;
+
+	ck_assert_int_eq(bus_add(&m->vm->pio, &port), 0);
+	machine_code(m, 0, counts, sizeof(counts), &r[0]);
+	machine_code(m, 1, counts, sizeof(counts), &r[1]);
+	ck_assert_int_eq(ram_write(&m->vm->ram, KVM_CODE + 0x100, asks, sizeof(asks)), 0);
+	KVM_MUST(m->vm->vcpu[1].fd, KVM_GET_REGS, &r[1]);
+	r[1].rip += 0x100;
+	KVM_MUST(m->vm->vcpu[1].fd, KVM_SET_REGS, &r[1]);
+	KVM_MUST(m->vm->vcpu[1].fd, KVM_SET_MP_STATE, &mp);
+	stuck.held = true;
+	ck_assert_int_eq(vm_start(m->vm, &m->err), 0);
+	vm_resume(m->vm, VM_PAUSE_START);
+	counts_on(count[0], "vCPU 0");
+	for (unsigned i = 0; i < 1000 && !stuck.entered; i++)
+		usleep(10000);
+	ck_assert(stuck.entered);
+
+	start = now_ns();
+	ck_assert_int_eq(vm_pause_within(m->vm, VM_PAUSE_MIGRATE, 200 * NS_PER_MS, &err),
+			 -ETIMEDOUT);
+	ck_assert_uint_ge(now_ns() - start, 200 * NS_PER_MS);
+	ck_assert_uint_lt(now_ns() - start, 10 * NS_PER_SEC);
+	ck_assert_msg(strstr(err.text, "vCPU 1 "), "%s", err.text);
+	ck_assert_uint_eq(vm_paused(m->vm), 0);
+	counts_on(count[0], "vCPU 0, after the pause that was none,");
+	/* No time at all is too little, too. */
+	ck_assert_int_eq(vm_pause_within(m->vm, VM_PAUSE_USER, 0, NULL), -ETIMEDOUT);
+	ck_assert_uint_eq(vm_paused(m->vm), 0);
+
+	stuck.held = false;
+	counts_on(count[1], "vCPU 1, let go,");
+	err = (struct errmsg){""};
+	ck_assert_int_eq(vm_pause_within(m->vm, VM_PAUSE_USER, 10 * NS_PER_SEC, &err), 0);
+	ck_assert_str_eq(err.text, "");
+	/* Two that ask, and one of them twice. */
+	ck_assert_int_eq(vm_pause_within(m->vm, VM_PAUSE_MIGRATE, 0, NULL), 0);
+	ck_assert_int_eq(vm_pause_within(m->vm, VM_PAUSE_USER, 0, NULL), 0);
+	still = *count[0] + *count[1];
+	usleep(2000);
+	ck_assert_uint_eq(*count[0] + *count[1], still);
+	vm_resume(m->vm, VM_PAUSE_MIGRATE);
+	ck_assert_uint_eq(vm_paused(m->vm), VM_PAUSE_USER);
+	vm_resume(m->vm, VM_PAUSE_USER);
+	counts_on(count[0], "vCPU 0");
+	counts_on(count[1], "vCPU 1");
+	machine_free(m);
+}
+END_TEST
+
+/* ---- MSRs in use ---- */
+
+#define MSR_KERNEL_GS_BASE 0xc0000102U
+#define MSR_NONE 0x7ffffff1U
+
+static bool is_among(const uint32_t *index, uint32_t n, uint32_t msr)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		if (index[i] == msr)
+			return true;
+	}
+	return false;
+}
+
+/* What a guest that runs has in use is learnt without stopping it, and another machine has it. */
+START_TEST(msrs_in_use)
+{
+	static const uint8_t code[] = {0x48, 0xff, 0x07, 0xeb, 0xfb};
+	static const uint32_t none[] = {MSR_NONE};
+	struct machine *m = machine_new(RAM_SIZE, 1), *other = machine_new(RAM_SIZE, 1);
+	const volatile uint64_t *count = ram_ptr(&m->vm->ram, 0x20000, 8);
+	struct kvm_regs r = {.rdi = 0x20000};
+	struct errmsg err = {""};
+	uint64_t value;
+	uint32_t *index, n;
+
+	machine_code(m, 0, code, sizeof(code), &r);
+	/* A fresh one, whose thread does not run; then with a register more. */
+	ck_assert_int_eq(vcpu_msrs_in_use(&m->vm->vcpu[0], &index, &n), 0);
+	ck_assert_uint_gt(n, 0);
+	ck_assert_uint_le(n, VCPU_MSRS_MAX);
+	ck_assert(!is_among(index, n, MSR_KERNEL_GS_BASE));
+	ck_assert(!is_among(index, n, MSR_TSC));
+	free(index);
+	ck_assert_int_eq(msr_set(m->vm->vcpu[0].fd, MSR_KERNEL_GS_BASE, 0x1234000), 0);
+	ck_assert_int_eq(vm_start(m->vm, &m->err), 0);
+	vm_resume(m->vm, VM_PAUSE_START);
+	for (unsigned i = 0; i < 20; i++) {
+		counts_on(count, "the guest");
+		ck_assert_int_eq(vcpu_msrs_in_use(&m->vm->vcpu[0], &index, &n), 0);
+		ck_assert(is_among(index, n, MSR_KERNEL_GS_BASE));
+		ck_assert_msg(vcpu_check_msrs(&other->vm->vcpu[0], index, n, &err) == 0, "%s",
+			      err.text);
+		free(index);
+		ck_assert_uint_eq(vm_paused(m->vm), 0);
+	}
+	vm_pause(m->vm, VM_PAUSE_USER);
+	ck_assert_int_eq(vcpu_msrs_in_use(&m->vm->vcpu[0], &index, &n), 0);
+	ck_assert(is_among(index, n, MSR_KERNEL_GS_BASE));
+	free(index);
+	vm_resume(m->vm, VM_PAUSE_USER);
+	counts_on(count, "the guest");
+	/* A KVM with ignore_msrs=1 has them all. */
+	if (msr_get(other->vm->vcpu[0].fd, MSR_NONE, &value)) {
+		ck_assert_int_eq(vcpu_check_msrs(&other->vm->vcpu[0], none, 1, &err), -ENOTSUP);
+		ck_assert_msg(strstr(err.text, "MSR 0x7ffffff1"), "%s", err.text);
+	}
+	machine_free(m);
+	machine_free(other);
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
@@ -643,6 +810,8 @@ int main(void)
 		port_write_completes,
 		mmio_read_completes,
 		stands_still,
+		held_up,
+		msrs_in_use,
 	};
 
 	if (!kvm_here())
