@@ -8,6 +8,7 @@
 #include "cmd.h"
 #include "config.h"
 #include "ctl_client.h"
+#include "instance_text.h"
 #include "report.h"
 #include "rundir.h"
 
@@ -31,6 +32,18 @@ static const char *text(const json_t *obj, const char *key, const char *missing)
 	const char *s = json_string_value(json_object_get(obj, key));
 
 	return s && s[0] ? s : missing;
+}
+
+/* Every string of an answer that people are to read: some came with a guest from elsewhere. */
+static void make_plain(json_t *j)
+{
+	char plain[VM_CMDLINE_MAX];
+	const char *key;
+	json_t *member;
+
+	if (json_is_string(j))
+		json_string_set(j, text_plain(plain, sizeof(plain), json_string_value(j)));
+	json_object_foreach(j, key, member) make_plain(member);
 }
 
 static const char *format_uptime(char *buf, size_t len, uint64_t s)
@@ -109,8 +122,8 @@ static int get_status(const char *name, uint64_t timeout_ns, json_t **out, struc
 	return ret;
 }
 
-/* Shows every guest that lives. What a dead one left is passed over; one that hangs is named. */
-static int for_each_guest(void (*show)(const json_t *status, unsigned n), const char *cmd)
+/* Shows every guest that lives. What a dead one left is removed; one that hangs is named. */
+static int for_each_guest(void (*show)(json_t *status, unsigned n), const char *cmd)
 {
 	char(*names)[VM_NAME_MAX] = NULL;
 	struct errmsg err = {""};
@@ -130,7 +143,9 @@ static int for_each_guest(void (*show)(const json_t *status, unsigned n), const 
 		if (ret == 0) {
 			show(s, shown++);
 			json_decref(s);
-		} else if (ret != -ENOENT && ret != -ECONNRESET) {
+		} else if (ret == -ENOENT) {
+			rundir_remove_dead(names[i]);
+		} else if (ret != -ECONNRESET) {
 			log_error("%s: %s: %s", cmd, names[i], why.text);
 			status = EXIT_FAILED;
 		}
@@ -139,22 +154,24 @@ static int for_each_guest(void (*show)(const json_t *status, unsigned n), const 
 	return status;
 }
 
-static void show_list(const json_t *s, unsigned n)
+static void show_list(json_t *s, unsigned n)
 {
+	make_plain(s);
 	if (n == 0)
 		printf("%-20s %-10s %8s %10s %4s  %s\n", "NAME", "STATE", "PID", "MEMORY", "CPUS",
 		       "UPTIME");
 	print_list_line(s);
 }
 
-static void show_status(const json_t *s, unsigned n)
+static void show_status(json_t *s, unsigned n)
 {
+	make_plain(s);
 	if (n)
 		printf("\n");
 	print_status(s);
 }
 
-static void show_json(const json_t *s, unsigned n)
+static void show_json(json_t *s, unsigned n)
 {
 	(void)n;
 	json_dumpf(s, stdout, REPORT_JSON_FLAGS);
@@ -191,7 +208,7 @@ int cmd_status(int argc, char **argv)
 	if (cfg.json)
 		show_json(s, 0);
 	else
-		print_status(s);
+		show_status(s, 0);
 	json_decref(s);
 	return EXIT_DONE;
 }

@@ -12,6 +12,7 @@
 #include "boot.h"
 #include "cmd.h"
 #include "config.h"
+#include "instance_text.h"
 #include "machine.h"
 #include "report.h"
 
@@ -151,39 +152,73 @@ static void on_vm_end(struct vm *vm, void *arg)
 static int start_machine(struct instance *in, struct errmsg *err)
 {
 	struct boot_info info;
+	struct vm *vm;
 	int ret;
 
-	ret = machine_create(&in->vm, &in->cfg, &in->cpuid, &in->loop, &in->serial, err);
+	ret = machine_create(&vm, &in->cfg, &in->cpuid, &in->loop, &in->serial, err);
 	if (ret)
 		return ret;
-	in->vm->on_end = on_vm_end;
-	in->vm->on_end_arg = in;
-	ret = boot_load(in->vm, &info, err);
+	vm->on_end = on_vm_end;
+	vm->on_end_arg = in;
+	ret = boot_load(vm, &info, err);
 	if (ret == 0)
-		ret = vm_start(in->vm, err);
+		ret = vm_start(vm, err);
 	if (ret) {
-		vm_destroy(in->vm);
-		in->vm = NULL;
+		vm_destroy(vm);
 		return ret;
 	}
+	in->vm = vm;
 	in->started_ns = now_ns();
 	if (in->start_paused)
-		vm_pause(in->vm, VM_PAUSE_USER);
-	vm_resume(in->vm, VM_PAUSE_START);
+		vm_pause(vm, VM_PAUSE_USER);
+	vm_resume(vm, VM_PAUSE_START);
 	return 0;
+}
+
+/*
+ * Says what of a guest that came from elsewhere is not on this host: its next reset needs it. The
+ * paths are the source's words.
+ */
+static void warn_of_files(const struct vm_config *cfg)
+{
+	const struct {
+		const char *what, *path, *option;
+	} files[] = {{"kernel", cfg->kernel, "-k"}, {"initrd", cfg->initrd, "-i"}};
+	char path[VM_PATH_MAX];
+
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		if (!files[i].path[0] || access(files[i].path, R_OK) == 0)
+			continue;
+		log_warn("%s %s is not on this host: the guest ends when it resets. 'godwit "
+			 "receive %s FILE' names another, --no-reboot says that none is needed",
+			 files[i].what, text_plain(path, sizeof(path), files[i].path),
+			 files[i].option);
+	}
 }
 
 /* A reset: the same machine anew, with a new VM in the place of the old one. */
 static void restart(struct instance *in)
 {
-	struct errmsg err = {""};
+	struct errmsg err = {""}, plain;
+	struct vm *old = in->vm;
 
 	log_debug("guest reset");
-	in->start_paused = vm_paused(in->vm) & VM_PAUSE_USER;
-	vm_destroy(in->vm);
+	in->start_paused = vm_paused(old) & VM_PAUSE_USER;
+	/*
+	 * A device that is let go may run the loop until the kernel has let go of it, too: a
+	 * request or a signal that comes then must not find a machine that is half gone, and one to
+	 * end all is not forgotten.
+	 */
 	in->vm = NULL;
+	vm_destroy(old);
+	if (in->quitting)
+		return;
 	if (start_machine(in, &err)) {
-		log_error("'%s' reset and cannot be booted again: %s", in->cfg.name, err.text);
+		log_error("'%s' reset and cannot be booted again: %s%s", in->cfg.name,
+			  text_plain(plain.text, sizeof(plain.text), err.text),
+			  in->arrived ? "; 'godwit receive -k KERNEL -i INITRD' takes a guest in "
+					"with files of this host"
+				      : "");
 		quit(in, EXIT_FAILED);
 	}
 }
@@ -426,12 +461,13 @@ static void on_received_task(struct loop_task *task)
 	if (in->json && !in->quitting)
 		print_report(&stats);
 	if (stats.status != MIGRATE_COMPLETED) {
-		vm_destroy(vm);
 		if (stats.status != MIGRATE_CANCELLED)
 			log_error("no guest came to run here: %s", stats.error.text);
 		else
 			log_debug("receiving was cancelled");
 		quit(in, in->stop_wanted ? in->stop_status : EXIT_FAILED);
+		/* Last, as it may run the loop: who asks for something then changes nothing. */
+		vm_destroy(vm);
 		return;
 	}
 
@@ -442,9 +478,9 @@ static void on_received_task(struct loop_task *task)
 	in->cpuid = vm->cpuid;
 	in->started_ns = now_ns();
 	log_info("%s %s", in->cfg.name, in->start_paused ? "is here, paused" : "runs here now");
-	if (!in->no_reboot && access(in->cfg.kernel, R_OK))
-		log_debug("kernel %s is not on this host: the guest's next reset will end it",
-			  in->cfg.kernel);
+	in->arrived = true;
+	if (!in->no_reboot)
+		warn_of_files(&in->cfg);
 	/* Only now: the report comes before anything that the guest writes. */
 	open_console(in);
 	if (in->stop_wanted)
@@ -551,6 +587,8 @@ static void end_receiver(struct instance *in)
 
 void instance_destroy(struct instance *in)
 {
+	struct vm *vm;
+
 	in->quitting = true;
 	instance_answer_all(in);
 	/* Sends the answers off before what follows takes its time. */
@@ -569,8 +607,10 @@ void instance_destroy(struct instance *in)
 	}
 	if (in->receiver)
 		end_receiver(in);
-	vm_destroy(in->vm);
+	/* Not to be found by a request that comes while it goes; see restart(). */
+	vm = in->vm;
 	in->vm = NULL;
+	vm_destroy(vm);
 	/* The name is free before anybody who waits for our end is told of it. */
 	rundir_release(&in->claim);
 	ctl_stop(in->ctl, NS_PER_SEC);

@@ -58,7 +58,7 @@ struct instance {
 	struct console console;
 	struct rundir_claim claim;
 	struct ctl *ctl;
-	struct vm *vm; /* NULL while receiving */
+	struct vm *vm; /* NULL while receiving, and for a moment in a reset */
 	uint64_t started_ns;
 	bool loop_up, serial_up, console_up;
 
@@ -81,6 +81,7 @@ struct instance {
 	bool stop_wanted; /* end it as soon as no migration is in the way */
 	int stop_status;  /* and this is the process's exit status then */
 	bool moved;
+	bool arrived; /* came from elsewhere, as did its paths unless they were replaced */
 	bool quitting;
 	int exit_status;
 };

@@ -19,6 +19,7 @@
 
 #define TICK_NS (100 * NS_PER_MS)
 #define STOP_TIMEOUT_NS (30 * NS_PER_SEC)
+#define PAUSE_NS (2 * NS_PER_SEC) /* the loop stands still meanwhile */
 
 /* ---- waiters ---- */
 
@@ -200,9 +201,11 @@ static bool to_ns(double ms, uint64_t *ns)
 /* Is there a machine that has not ended and is not on its way in? Says so if not. */
 static bool have_guest(struct instance *in, struct ctl_client *client)
 {
-	if (!in->vm)
+	if (in->receiver)
 		ctl_error(client, NULL, "the guest is still arriving");
-	else if (vm_get_end(in->vm) != VM_END_NONE)
+	else if (!in->vm && !in->quitting)
+		ctl_error(client, NULL, "the guest is being reset: try again");
+	else if (!in->vm || vm_get_end(in->vm) != VM_END_NONE)
 		ctl_error(client, NULL, "the guest has ended");
 	else
 		return true;
@@ -234,8 +237,10 @@ static bool refuse_migrating(struct instance *in, struct ctl_client *client)
 
 static const char *state_name(struct instance *in)
 {
-	if (!in->vm)
+	if (in->receiver)
 		return "receiving";
+	if (!in->vm) /* in a reset */
+		return in->start_paused ? "paused" : "running";
 	if (in->migration)
 		return "migrating";
 	if (instance_uncertain(in))
@@ -292,13 +297,16 @@ static void do_status(void *arg, struct ctl_client *client, json_t *request)
 static void do_pause(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
+	struct errmsg err = {""};
 	const char *cmd;
 
 	if (!UNPACK(client, request, "{s:s!}", "cmd", &cmd) || !have_guest(in, client) ||
 	    refuse_migrating(in, client) || refuse_uncertain(in, client))
 		return;
-	vm_pause(in->vm, VM_PAUSE_USER);
-	ctl_reply(client, NULL);
+	if (vm_pause_within(in->vm, VM_PAUSE_USER, PAUSE_NS, &err))
+		ctl_error(client, NULL, "%s", err.text);
+	else
+		ctl_reply(client, NULL);
 }
 
 static void do_resume(void *arg, struct ctl_client *client, json_t *request)

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,8 @@
 #include "util.h"
 
 #define NAMES_TRIED 10000
+#define LOCK_BUSY_NS                                                                               \
+	(200 * NS_PER_MS) /* what is done with a lock before listening is a few calls */
 
 int rundir_path(char dir[RUNDIR_PATH_MAX], bool create, struct errmsg *err)
 {
@@ -110,6 +113,19 @@ static bool somebody_listens(const struct sockaddr_un *addr)
 	return errno != ECONNREFUSED && errno != ENOENT;
 }
 
+/* flock() knows no time limit: this tries as long as the holder may be one who only passes by. */
+static int take_lock_soon(const char *path, const struct sockaddr_un *addr)
+{
+	uint64_t deadline = now_ns() + LOCK_BUSY_NS;
+	int fd = take_lock(path);
+
+	while (fd == -EWOULDBLOCK && now_ns() < deadline && !somebody_listens(addr)) {
+		poll(NULL, 0, 1);
+		fd = take_lock(path);
+	}
+	return fd;
+}
+
 static int listen_at(const struct sockaddr_un *addr)
 {
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -130,6 +146,13 @@ static int listen_at(const struct sockaddr_un *addr)
 	return -err;
 }
 
+/* .sock to .lock: the same length. */
+static void lock_path(char path[RUNDIR_PATH_MAX], const struct sockaddr_un *addr)
+{
+	snprintf(path, RUNDIR_PATH_MAX, "%s", addr->sun_path);
+	strcpy(path + strlen(path) - 4, "lock");
+}
+
 static int claim_in(const char *dir, struct rundir_claim *c, const char *name, struct errmsg *err)
 {
 	int ret;
@@ -140,11 +163,9 @@ static int claim_in(const char *dir, struct rundir_claim *c, const char *name, s
 	if (ret)
 		return ret;
 	snprintf(c->name, sizeof(c->name), "%s", name);
-	snprintf(c->lock_path, sizeof(c->lock_path), "%s", c->addr.sun_path);
-	/* .sock to .lock: the same length. */
-	memcpy(c->lock_path + strlen(c->lock_path) - 4, "lock", 4);
+	lock_path(c->lock_path, &c->addr);
 
-	c->lock_fd = take_lock(c->lock_path);
+	c->lock_fd = take_lock_soon(c->lock_path, &c->addr);
 	if (c->lock_fd == -EWOULDBLOCK)
 		return errmsg_set(err, -EADDRINUSE,
 				  "name already taken: a guest '%s' runs here (see godwit list)",
@@ -215,6 +236,25 @@ void rundir_release(struct rundir_claim *c)
 	unlink(c->lock_path);
 	close(c->lock_fd);
 	c->lock_fd = c->listen_fd = -1;
+}
+
+void rundir_remove_dead(const char *name)
+{
+	char dir[RUNDIR_PATH_MAX], path[RUNDIR_PATH_MAX];
+	struct sockaddr_un addr;
+	int fd;
+
+	if (rundir_path(dir, false, NULL) || rundir_address(dir, name, &addr, NULL))
+		return;
+	lock_path(path, &addr);
+	fd = take_lock(path);
+	if (fd < 0)
+		return;
+	/* As it was found dead before we had the lock, somebody may have come and stayed. */
+	if (!somebody_listens(&addr))
+		unlink(addr.sun_path);
+	unlink(path);
+	close(fd);
 }
 
 static int compare_names(const void *a, const void *b)

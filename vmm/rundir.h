@@ -6,7 +6,9 @@
  * holds the lock (flock) owns the name; the kernel lets go of it when the owner dies, however it
  * dies, so a name whose lock can be taken is free and what its dead owner left is removed. The
  * lock file is unlinked only by who holds its lock, and a lock counts only when the file is still
- * the one at that path: so two processes never hold "the" lock on two different inodes.
+ * the one at that path: so two processes never hold "the" lock on two different inodes. Who finds
+ * it held but nobody listening has met somebody in between (one who comes, who goes, who clears
+ * away what a dead one left), and tries again for a moment.
  */
 #ifndef GODWIT_RUNDIR_H
 #define GODWIT_RUNDIR_H
@@ -50,6 +52,12 @@ int rundir_claim_free(struct rundir_claim *c, const char *prefix, unsigned first
 
 /* Gives the name back and closes the listening socket. */
 void rundir_release(struct rundir_claim *c);
+
+/*
+ * Removes what a dead owner of this name left. One who lives holds its lock and keeps all. Whoever
+ * wants to take the name at the same moment gets it.
+ */
+void rundir_remove_dead(const char *name);
 
 /*
  * The names that have a socket, sorted; whether its owner lives is for the caller to find out by

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* Migrations as their user drives them: watched, given up, refused, and tried again. */
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../bare/contract.h"
 #include "harness.h"
@@ -264,6 +266,128 @@ START_TEST(stopped_meanwhile)
 }
 END_TEST
 
+/* ---- files that a reset needs, at the other side ---- */
+
+static const char *kernel_copy(const char *name)
+{
+	const char *path = harness_path("%s/%s", harness_tmp(), name);
+
+	proc_ended(proc_start("cp", "cp", bare_elf("reset"), path, NULL), 0, LINE_MS);
+	return path;
+}
+
+static void start_resettable(struct guest *g, const char *name, const char *kernel)
+{
+	guest_start(g, name, "-m", "64M", "-k", kernel, NULL);
+	guest_expect(g, "^reset ready$", LINE_MS);
+}
+
+static unsigned count(const char *text, const char *what)
+{
+	unsigned n = 0;
+
+	for (const char *p = text; (p = strstr(p, what)); p++)
+		n++;
+	return n;
+}
+
+/* Said once when it comes, and with path and remedy when it is too late. */
+START_TEST(kernel_not_there)
+{
+	const char *kernel = kernel_copy("gone.elf");
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_resettable(&g, "vm", kernel);
+	need(unlink(kernel) == 0, "cannot remove %s", kernel);
+	if (_i == 0)
+		dest_start(&d, "there", "unix:", NULL);
+	else
+		dest_start(&d, "there", "unix:", "--no-reboot", NULL);
+	move_report(move_start(&g, d.uri, NULL), 0, &m, LINE_MS);
+	guest_moved(&g, &d);
+	if (_i == 0)
+		proc_expect_err(d.proc,
+				"warning: kernel .*/gone.elf is not on this host: .*"
+				"'godwit receive -k FILE'",
+				LINE_MS);
+	guest_send(&g, "t");
+	guest_ended(&g, _i ? 0 : 1, LINE_MS);
+	ck_assert_uint_eq(count(d.proc->err.buf, "warning: "), _i ? 0 : 1);
+	if (_i == 0)
+		need(strstr(d.proc->err.buf, "gone.elf: No such file") &&
+			     strstr(d.proc->err.buf, "'godwit receive -k KERNEL -i INITRD'"),
+		     "'%s'", d.proc->err.buf);
+}
+END_TEST
+
+/* The destination's user knows where it is. */
+START_TEST(kernel_elsewhere)
+{
+	const char *kernel = kernel_copy("gone.elf");
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start_resettable(&g, "vm", kernel);
+	need(unlink(kernel) == 0, "cannot remove %s", kernel);
+	dest_start(&d, "there", "unix:", "-k", kernel_copy("here.elf"), NULL);
+	move_report(move_start(&g, d.uri, NULL), 0, &m, LINE_MS);
+	guest_moved(&g, &d);
+	for (unsigned i = 0; i < 2; i++) {
+		guest_send(&g, "t");
+		guest_expect(&g, "^reset ready$", LINE_MS);
+	}
+	ck_assert_uint_eq(count(d.proc->err.buf, "warning: "), 0);
+	guest_send(&g, "q");
+	guest_ended(&g, 0, LINE_MS);
+}
+END_TEST
+
+/* ---- what the dead leave behind ---- */
+
+static bool has_file(const char *name, const char *suffix)
+{
+	return access(harness_path("%s/%s.%s", getenv("GODWIT_RUNDIR"), name, suffix), F_OK) == 0;
+}
+
+struct look {
+	const char *cmd, *live, *dead;
+};
+
+/* The kernel may go on listening for a moment after the process has gone. */
+static bool is_cleared_away(void *arg)
+{
+	const struct look *l = arg;
+	struct proc *p = godwit_run(0, l->cmd, NULL);
+
+	need(strstr(p->out.buf, l->live) && !strstr(p->out.buf, l->dead), "'%s'", p->out.buf);
+	need(p->err.len == 0, "'%s'", p->err.buf);
+	return !has_file(l->dead, "sock") && !has_file(l->dead, "lock");
+}
+
+START_TEST(dead_are_cleared_away)
+{
+	struct guest dead, live;
+	struct look look;
+
+	start_resettable(&dead, "dead", bare_elf("reset"));
+	start_resettable(&live, "live", bare_elf("reset"));
+	proc_kill(dead.proc, SIGKILL);
+	proc_wait(dead.proc, LINE_MS);
+	need(has_file(dead.name, "sock") && has_file(dead.name, "lock"), "nothing was left");
+	look.cmd = _i ? "status" : "list";
+	look.live = live.name;
+	look.dead = dead.name;
+	need(harness_until(is_cleared_away, &look, LINE_MS), "still there");
+	need(has_file(live.name, "sock") && has_file(live.name, "lock"), "the living one's, too");
+	ck_assert_str_eq(json_text(guest_status(&live), "state"), "running");
+	guest_send(&live, "q");
+	guest_ended(&live, 0, LINE_MS);
+}
+END_TEST
+
 /* ---- paused guests ---- */
 
 static bool never(void *arg)
@@ -379,6 +503,10 @@ int main(void)
 	tcase_add_loop_test(tc, refused, 0, 2);
 	tcase_add_test(tc, ends_meanwhile);
 	tcase_add_test(tc, stopped_meanwhile);
+	tc = harness_case(s, "files", 90);
+	tcase_add_loop_test(tc, kernel_not_there, 0, 2);
+	tcase_add_test(tc, kernel_elsewhere);
+	tcase_add_loop_test(tc, dead_are_cleared_away, 0, 2);
 	tc = harness_case(s, "paused", 90);
 	tcase_add_test(tc, arrives_paused);
 	tcase_add_test(tc, stays_paused);

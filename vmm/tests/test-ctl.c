@@ -785,6 +785,86 @@ START_TEST(list_of_names)
 }
 END_TEST
 
+static bool has_files(const char *name)
+{
+	char sock[96], lock[96];
+
+	snprintf(sock, sizeof(sock), "%s/%s.sock", dir, name);
+	snprintf(lock, sizeof(lock), "%s/%s.lock", dir, name);
+	ck_assert_int_eq(access(sock, F_OK) == 0, access(lock, F_OK) == 0);
+	return access(sock, F_OK) == 0;
+}
+
+START_TEST(what_the_dead_left_is_removed)
+{
+	struct errmsg err = {""};
+	struct rundir_claim a, b;
+	char path[96];
+	int fd;
+
+	/* Neither folder nor name. */
+	rundir_remove_dead("x");
+	leave_dead("x");
+	ck_assert(has_files("x"));
+	ck_assert_int_eq(rundir_claim(&a, "a", &err), 0);
+	rundir_remove_dead("none");
+	ck_assert(!has_files("none"));
+	rundir_remove_dead("a");
+	ck_assert(has_files("a"));
+	rundir_remove_dead("x");
+	ck_assert(!has_files("x"));
+	/* A live one whose lock file somebody removed, and one that is not ours, keep listening. */
+	ck_assert_int_eq(unlink(a.lock_path), 0);
+	rundir_remove_dead("a");
+	ck_assert_int_eq(access(a.addr.sun_path, F_OK), 0);
+	rundir_release(&a);
+	/* One who has the lock and does not listen yet is none of the dead. */
+	ck_assert_int_eq(rundir_claim(&b, "b", &err), 0);
+	close(b.listen_fd);
+	b.listen_fd = -1;
+	rundir_remove_dead("b");
+	ck_assert(has_files("b"));
+	rundir_release(&b);
+	/* And what is not a socket's is not touched. */
+	snprintf(path, sizeof(path), "%s/x.sock.txt", dir);
+	fd = open(path, O_CREAT | O_WRONLY, 0600);
+	ck_assert_int_ge(fd, 0);
+	close(fd);
+	rundir_remove_dead("x");
+	ck_assert_int_eq(access(path, F_OK), 0);
+}
+END_TEST
+
+/* Clearing away never costs anybody his name, taken or about to be. */
+START_TEST(clearing_away_disturbs_nobody)
+{
+	struct errmsg err = {""};
+	pid_t pid[3];
+
+	ck_assert_int_eq(mkdir(dir, 0700), 0);
+	for (int i = 0; i < 3; i++) {
+		pid[i] = fork();
+		ck_assert_int_ge(pid[i], 0);
+		while (pid[i] == 0)
+			rundir_remove_dead("x");
+	}
+	for (int i = 0; i < 300; i++) {
+		struct rundir_claim c;
+
+		if (i % 10 == 0)
+			leave_dead("x");
+		ck_assert_msg(rundir_claim(&c, "x", &err) == 0, "round %d: %s", i, err.text);
+		ck_assert_int_eq(access(c.addr.sun_path, F_OK), 0);
+		ck_assert_int_eq(access(c.lock_path, F_OK), 0);
+		rundir_release(&c);
+	}
+	for (int i = 0; i < 3; i++) {
+		kill(pid[i], SIGKILL);
+		waitpid(pid[i], NULL, 0);
+	}
+}
+END_TEST
+
 START_TEST(unsafe_folders_are_refused)
 {
 	char path[RUNDIR_PATH_MAX + 64];
@@ -860,6 +940,8 @@ int main(void)
 	tcase_add_test(names, owners_that_come_and_go_never_overlap);
 	tcase_add_test(names, free_names);
 	tcase_add_test(names, list_of_names);
+	tcase_add_test(names, what_the_dead_left_is_removed);
+	tcase_add_test(names, clearing_away_disturbs_nobody);
 	tcase_add_test(names, unsafe_folders_are_refused);
 	tcase_set_timeout(names, 60);
 	suite_add_tcase(s, names);
