@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <termios.h>
 #include <unistd.h>
@@ -317,7 +318,9 @@ static ssize_t write_output(void *arg, const void *buf, size_t len)
 
 	if (c->out_gone)
 		return (ssize_t)len;
-	n = write(out_fd(c), buf, MIN(len, c->out_max));
+	/* Another writer to the same socket may have taken the room that poll saw. */
+	n = c->out_is_socket ? send(c->out_fd, buf, MIN(len, c->out_max), MSG_DONTWAIT)
+			     : write(out_fd(c), buf, MIN(len, c->out_max));
 	if (n >= 0)
 		return n;
 	if (errno == EAGAIN || errno == EINTR)
@@ -388,6 +391,8 @@ static int open_own(int fd, int access)
 int console_init(struct console *c, struct loop *loop, struct chan *chan, int in, int out,
 		 void (*on_quit)(void *arg), void *arg)
 {
+	struct stat st;
+
 	*c = (struct console){
 		.loop = loop,
 		.chan = chan,
@@ -403,6 +408,7 @@ int console_init(struct console *c, struct loop *loop, struct chan *chan, int in
 	c->own_in = open_own(in, O_RDONLY);
 	c->own_out = open_own(out, O_WRONLY);
 	c->out_max = c->own_out < 0 && out >= 0 && isatty(out) ? 1 : PIPE_BUF;
+	c->out_is_socket = out >= 0 && fstat(out, &st) == 0 && S_ISSOCK(st.st_mode);
 	c->in_op.done = on_input;
 	c->out_op.done = on_output;
 	chan_set_host(chan, on_chan, c);

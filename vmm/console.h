@@ -31,6 +31,7 @@ struct console {
 	int in_fd, out_fd; /* the caller's */
 	/* The same opened once more, non-blocking; -1 where that is not needed or not possible. */
 	int own_in, own_out;
+	bool out_is_socket;
 	size_t out_max; /* bytes that one write may pass without blocking */
 	bool in_is_tty;
 	bool in_eof;

@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -289,6 +290,40 @@ START_TEST(test_stuck_terminal_reader)
 	console_destroy(&con);
 	close(master);
 	close(slave);
+}
+END_TEST
+
+/* Another writer to the same socket takes the room between our look at it and our write. */
+START_TEST(test_shared_socket)
+{
+	static const uint8_t junk[4096];
+	size_t junk_len = 0;
+	ssize_t n;
+	int s[2];
+
+	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, s), 0);
+	start(-1, s[1]);
+	turn();
+	ck_assert_uint_eq(chan_send(&chan, "hello", 5), 5);
+	turn();
+	/* The look. */
+	io_uring_submit(&loop.ring);
+	while ((n = send(s[1], junk, sizeof(junk), MSG_DONTWAIT)) > 0)
+		junk_len += (size_t)n;
+	/* Would not come back if it blocked: see turn(). */
+	turn();
+	turn();
+	while (junk_len > 0) {
+		uint8_t drop[4096];
+
+		n = recv(s[0], drop, MIN(junk_len, sizeof(drop)), 0);
+		ck_assert_int_gt(n, 0);
+		junk_len -= (size_t)n;
+	}
+	expect_bytes(s[0], (const uint8_t *)"hello", 5);
+	console_destroy(&con);
+	close(s[0]);
+	close(s[1]);
 }
 END_TEST
 
@@ -925,6 +960,7 @@ static Suite *console_suite(void)
 	tcase_add_loop_test(t, test_output_to_nowhere, 0, 3);
 	tcase_add_test(t, test_reader_goes_away);
 	tcase_add_test(t, test_stuck_pipe_reader);
+	tcase_add_test(t, test_shared_socket);
 	tcase_add_test(t, test_stuck_terminal_reader);
 	tcase_add_test(t, test_input_from_pipe);
 	tcase_add_loop_test(t, test_input_ends, 0, 3);
