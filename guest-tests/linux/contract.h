@@ -16,7 +16,7 @@
  *	(none)   a report: t_ms= pages= errors= back= gap_us= gap_at_ms= late_us= drift_us=
  *	         alive= full= blocks= execs= regs= dmesg= in=
  *	verify   answer to `v`: pages= new= errors= ms=
- *	flood    one of N flood lines: i= n= data=; after the last, "flooded n="
+ *	flood    one flood line: i= n= data=, n=0 if there is no end; after the last, "flooded n="
  *	echo     answer to `echo TEXT`: the word is followed by TEXT itself
  *	reset    answer to `z`
  *	rate     answer to `rate=N`: pages=N
@@ -108,8 +108,12 @@
 #define GT_CMD_REBOOT "reboot" /* reboot at once, without verifying */
 #define GT_CMD_INFO "info"     /* the info lines */
 #define GT_CMD_ECHO "echo "    /* + TEXT */
-#define GT_CMD_FLOOD "flood="  /* + N: N flood lines as fast as the port takes them */
-#define GT_CMD_RATE "rate="    /* + N: as gt.rate, from now on */
+/*
+ * + N: N flood lines as fast as the port takes them; 0: in bursts without an end, until the next
+ * input comes, which is obeyed after "flooded". Nothing else is said meanwhile.
+ */
+#define GT_CMD_FLOOD "flood="
+#define GT_CMD_RATE "rate=" /* + N: as gt.rate, from now on */
 /*
  * + WHAT: do damage that must be found, to prove that it would be; only with gt.corrupt=1. The
  * answer is "corrupt what=WHAT"; what follows, perhaps only after a `v`, is an error, death or

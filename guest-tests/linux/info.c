@@ -64,6 +64,8 @@ void info_say(struct serial *s)
 
 	say_lines(s, "version", "/proc/version", NULL, 1);
 	say_lines(s, "cmdline", "/proc/cmdline", NULL, 1);
+	/* 176: the kernel was entered by its PVH note. */
+	say_lines(s, "loader", "/proc/sys/kernel/bootloader_type", NULL, 1);
 	say_lines(s, "online", "/sys/devices/system/cpu/online", NULL, 1);
 	say_lines(s, "cpu", "/proc/cpuinfo", "model name", 1);
 	say_lines(s, "flags", "/proc/cpuinfo", "flags", 1);

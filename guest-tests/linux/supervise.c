@@ -13,7 +13,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MS 1000000u /* in ns */
+#define MS 1000000u   /* in ns */
+#define FLOOD_BURST 4 /* lines */
+#define FLOOD_REST_MS 10
 
 struct totals {
 	uint64_t pages, errors, blocks, execs, regs, back;
@@ -327,16 +329,32 @@ static void corrupt(struct guest *g, const char *what)
 	guest_error(g, "no such fault: %.60s", what);
 }
 
+static bool has_input(const struct guest *g, int timeout_ms)
+{
+	struct pollfd p = {.fd = g->serial.in, .events = POLLIN};
+
+	return poll(&p, 1, timeout_ms) > 0;
+}
+
+/*
+ * One without an end goes in bursts. As long as there is more for the port its driver stays in one
+ * interrupt, and where a character takes milliseconds nobody else would have that CPU for long.
+ */
 static void flood(struct guest *g, uint64_t n)
 {
 	char data[GT_FLOOD_LEN + 1];
+	bool burst_ended = false;
+	uint64_t i;
 
-	for (uint64_t i = 0; i < n; i++) {
+	for (i = 0; n ? i < n : !has_input(g, burst_ended ? FLOOD_REST_MS : 0); i++) {
 		gt_flood_data((uint32_t)i, data);
 		say(&g->serial, "flood i=%llu n=%llu data=%s", (unsigned long long)i,
 		    (unsigned long long)n, data);
+		burst_ended = !n && i % FLOOD_BURST == FLOOD_BURST - 1;
+		if (burst_ended)
+			serial_drain(&g->serial);
 	}
-	say(&g->serial, "flooded n=%llu", (unsigned long long)n);
+	say(&g->serial, "flooded n=%llu", (unsigned long long)i);
 }
 
 static const char *after(const char *text, const char *prefix)

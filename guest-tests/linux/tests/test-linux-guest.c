@@ -416,6 +416,16 @@ START_TEST(test_serial)
 	}
 	ck_assert_str_eq(r.line.word, "flooded");
 	ck_assert_uint_eq(field(&r, "n"), 300);
+	/* Without a number of lines the next input ends it, and is not lost. */
+	ask(&r, "flood=0", "flood");
+	for (uint32_t i = 0; i < 300; i++) {
+		ck_assert_str_eq(r.line.word, "flood");
+		ck_assert_uint_eq(field(&r, "i"), i);
+		ck_assert(run_line(&r));
+	}
+	ask(&r, "echo enough", "flooded");
+	ck_assert_uint_ge(field(&r, "n"), 300);
+	run_until(&r, "echo");
 
 	ask(&r, "echo one  two=3", "echo");
 	ck_assert_uint_eq(r.line.body_len, strlen("echo one  two=3"));
@@ -431,7 +441,7 @@ START_TEST(test_serial)
 	ask(&r, "flood=x", "unknown");
 	ask(&r, "nonsense", "unknown");
 	ask(&r, GT_CMD_REPORT, "");
-	ck_assert_uint_eq(field(&r, "in"), 7);
+	ck_assert_uint_eq(field(&r, "in"), 9);
 	ask(&r, GT_CMD_INFO, "info");
 	ask(&r, GT_CMD_ZERO, "reset");
 	ck_assert_uint_eq(r.holes + r.damaged, 0);
