@@ -185,19 +185,20 @@
  * Output:
  *
  *     timer ready src=<deadline|periodic|none> pit=<ioapic|pic|none> hz=.. ring=<0|3>
- *     timer ticks=.. late_max_us=.. lost=.. lapic=.. pit=..
- *     timer done ticks=.. late_max_us=.. lost=.. lapic=.. pit=..
+ *     timer ticks=.. late_max_us=.. lost=.. lapic=.. pit=.. t_ms=..
+ *     timer done ticks=.. late_max_us=.. lost=.. lapic=.. pit=.. t_ms=..
  *     timer error lost src=<source> ticks=..
  *     timer skip why="..."
  *
- * ticks is lapic plus pit. late_max_us is the most by which a tick came later than one period after
- * the one before it, or after its deadline, since the start or the last `z`; a pause of the machine
- * shows in it. lost counts how often a timer fell silent for ten periods and a second of running
- * time; pauses of the machine do not count.
+ * ticks is lapic plus pit; t_ms counts from `ready`, by the TSC. late_max_us is the most by which a
+ * tick came later than one period after the one before it, or after its deadline, since the start
+ * or the last `z`; a pause of the machine shows in it. lost counts how often a timer fell silent
+ * for ten periods and a second of running time; pauses of the machine do not count.
  */
 #define BARE_TIMER_READY_FMT "timer ready src=%s pit=%s hz=%lu ring=%lu"
-#define BARE_TIMER_REPORT_FMT "timer ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu"
-#define BARE_TIMER_DONE_FMT "timer done ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu"
+#define BARE_TIMER_REPORT_FMT "timer ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu t_ms=%lu"
+#define BARE_TIMER_DONE_FMT                                                                        \
+	"timer done ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu t_ms=%lu"
 #define BARE_TIMER_ERROR "timer error "
 
 #endif

@@ -280,12 +280,12 @@ static void watch(struct source *s, uint64_t passed)
 	}
 }
 
-static void report(const char *fmt)
+static void report(const char *fmt, uint64_t since_ready)
 {
 	uint64_t late = lapic.late_max > pit.late_max ? lapic.late_max : pit.late_max;
 
 	rt_printf(fmt, lapic.ticks + pit.ticks, rt_cycles_to_ns(late) / 1000, lapic.lost + pit.lost,
-		  lapic.ticks, pit.ticks);
+		  lapic.ticks, pit.ticks, rt_cycles_to_ns(since_ready) / 1000000);
 }
 
 static void run(void)
@@ -313,13 +313,13 @@ static void run(void)
 		if (c == BARE_CMD_RESET)
 			lapic.late_max = pit.late_max = 0;
 		if (c == BARE_CMD_REPORT || (report_every && now - last_report >= report_every)) {
-			report(BARE_TIMER_REPORT_FMT "\n");
+			report(BARE_TIMER_REPORT_FMT "\n", now - start);
 			last_report = now;
 		}
 		if (halt)
 			__asm__ volatile("hlt" : : : "memory");
 	}
-	report(BARE_TIMER_DONE_FMT "\n");
+	report(BARE_TIMER_DONE_FMT "\n", last - start);
 }
 
 const struct rt_payload rt_payload = {.name = "timer", .main = run, .interrupts = true};

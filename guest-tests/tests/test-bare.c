@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Bare guests that boot, compute, tell the time, take input, reset and end where they are. */
+/* Bare guests that boot, compute, tell the time, take input, reset and end. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -178,6 +178,61 @@ START_TEST(timer)
 	ticks = kv(guest_expect(&g, "^timer ticks=", BOOT_MS), "ticks");
 	line = guest_expect(&g, "^timer ticks=", BOOT_MS);
 	need(kv(line, "ticks") > ticks, "stopped ticking: %s", line);
+	guest_send(&g, "q");
+	guest_expect(&g, "^timer done .* lost=0 ", BOOT_MS);
+	guest_ended(&g, 0, END_MS);
+}
+END_TEST
+
+#define PIT_HZ 100
+#define PIT_MS 1000 /* enough ticks to tell its rate from another */
+
+static const char *ask_timer(struct guest *g)
+{
+	guest_send(g, "r");
+	return guest_expect(g, "^timer ticks=", BOOT_MS);
+}
+
+/*
+ * The PIT by way of the I/O APIC, and nothing else that would interrupt: after each move it still
+ * ticks, and as fast as it was programmed to. One that has forgotten its divisor ticks 18 times a
+ * second. No tick may be one too many either; what is due from a pause comes after it.
+ */
+START_TEST(timer_moves)
+{
+	uint64_t ticks, first_ticks, first_ms;
+	const char *line;
+	struct guest g;
+
+	guest_start(&g, "vm", "-m", "64M", "-k", bare_elf("timer"), "-p",
+		    harness_path("lapic=off pit=ioapic hz=%d report=0", PIT_HZ), NULL);
+	proc_fatal(g.proc, BARE_TIMER_ERROR "| panic ");
+	line = guest_expect(&g, "^timer (ready|skip) ", BOOT_MS);
+	if (strstr(line, " skip "))
+		harness_skip("%s", kv_text(line, "why"));
+	ck_assert_str_eq(kv_text(line, "src"), "none");
+	ck_assert_str_eq(kv_text(line, "pit"), "ioapic");
+	line = ask_timer(&g);
+	first_ticks = kv(line, "pit");
+	first_ms = kv(line, "t_ms");
+	for (unsigned n = 0; n < 4; n++) {
+		uint64_t here_ticks, here_ms, ms;
+
+		guest_move(&g, NULL, n % 2 ? "tcp:127.0.0.1:0" : "unix:", "--verify=full", NULL);
+		line = ask_timer(&g);
+		here_ticks = kv(line, "pit");
+		here_ms = kv(line, "t_ms");
+		do {
+			line = ask_timer(&g);
+			ms = kv(line, "t_ms");
+		} while (ms < here_ms + PIT_MS);
+		ticks = kv(line, "pit");
+		need((ticks - here_ticks) * 1000 * 2 >= (ms - here_ms) * PIT_HZ,
+		     "move %u: only %lu ticks in %lu ms", n + 1, ticks - here_ticks, ms - here_ms);
+		need((ticks - first_ticks) * 1000 * 4 <= (ms - first_ms) * PIT_HZ * 5,
+		     "move %u: %lu ticks in %lu ms are too many", n + 1, ticks - first_ticks,
+		     ms - first_ms);
+	}
 	guest_send(&g, "q");
 	guest_expect(&g, "^timer done .* lost=0 ", BOOT_MS);
 	guest_ended(&g, 0, END_MS);
@@ -458,6 +513,7 @@ int main(void)
 	tcase_add_loop_test(tc, cpus_described, 0, 4);
 	tcase_add_loop_test(tc, smp, 0, 3);
 	tcase_add_loop_test(tc, timer, 0, COUNT(timers));
+	tcase_add_test(tc, timer_moves);
 	tcase_add_test(tc, fpu);
 	tc = harness_case(s, "reset", 60);
 	tcase_add_loop_test(tc, reset_boots_again, 0, COUNT(resets));
