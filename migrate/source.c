@@ -118,6 +118,11 @@ static int check_stop(struct migration *m, struct errmsg *err)
 
 	if (end != VM_END_NONE)
 		return errmsg_set(err, -ESHUTDOWN, "the guest ended during the migration");
+	if (now_ns() > m->deadline_ns && m->stats.round <= 1)
+		return errmsg_set(err, -ETIME,
+				  "not done within the time allowed: sending %llu MiB/s, which was "
+				  "not enough to send all of the memory once; allow more --timeout",
+				  (unsigned long long)(m->stats.bytes_per_s / MIB));
 	if (now_ns() > m->deadline_ns)
 		return errmsg_set(
 			err, -ETIME,
