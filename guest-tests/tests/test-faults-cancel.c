@@ -251,18 +251,18 @@ START_TEST(timeout)
 						      .nth = i + 1,
 						      .what = RELAY_HOLD});
 	s.migrate = move_start(&s.g, s.relay->uri, "--timeout",
-			       harness_path("%dms", harness_slow(1500)), "--downtime", "1us", NULL);
+			       harness_path("%dms", harness_slow(4000)), "--downtime", "1us", NULL);
 	for (unsigned i = 0; i < 3; i++) {
 		uint64_t until;
 
 		relay_wait(s.relay, i, 30000);
-		until = harness_now_ms() + (uint64_t)harness_slow(600);
+		until = harness_now_ms() + (uint64_t)harness_slow(1600);
 		while (harness_now_ms() < until)
 			harness_pump((int)(until - harness_now_ms()));
 		relay_go(s.relay);
 	}
 	scene_report(&s, 1, "not done within the time allowed: dirtying [0-9]+ MiB/s");
-	need(s.m.rounds == 3 && s.m.total_ms >= 1500, "%llu rounds in %.0f ms",
+	need(s.m.rounds == 3 && s.m.total_ms >= 4000, "%llu rounds in %.0f ms",
 	     (unsigned long long)s.m.rounds, s.m.total_ms);
 	dest_refused(&s, "not done within the time allowed");
 	source_owns(&s);
