@@ -89,7 +89,7 @@ void options_default(struct options *opt)
 		.clock = 1,
 		.clock_us = 2000,
 		.burst = 8,
-		.stuck_ms = 5000,
+		.stuck_ms = 30000,
 		.pair_us = 20000,
 		.churn_ms = 100,
 		.regs_us = 10000,

@@ -2,10 +2,12 @@
 #include "supervise.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/reboot.h>
@@ -63,6 +65,65 @@ static struct totals totals_of(struct guest *g)
 	return t;
 }
 
+/* A small file's text on one line. False when it cannot be read. */
+static bool read_line(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, size - 1);
+
+	if (fd >= 0)
+		close(fd);
+	if (n < 0)
+		return false;
+	text[n] = '\0';
+	for (char *c = text; (c = strchr(c, '\n'));)
+		*c = ' ';
+	return true;
+}
+
+/* What the kernel tells of a worker that stands still, and what each CPU is at. */
+static void say_where(struct guest *g, const struct slot *slot)
+{
+	static const char *const files[] = {"stat", "wchan", "syscall", "stack"};
+	char path[64], text[600];
+
+	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+		snprintf(path, sizeof(path), "/proc/%d/%s", (int)slot->pid, files[i]);
+		if (read_line(path, text, sizeof(text)))
+			say(&g->serial, "where worker=%s file=%s text=%.300s", slot->name, files[i],
+			    text);
+	}
+}
+
+/* The kernel's backtraces of all CPUs, once: only process 1 of a machine of its own asks for them.
+ */
+static void say_backtraces(struct guest *g)
+{
+	int trigger = -1, log = -1;
+	char text[2000];
+	ssize_t n;
+
+	if (g->hosted || g->traced)
+		return;
+	g->traced = true;
+	log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	trigger = open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC);
+	if (log >= 0 && trigger >= 0) {
+		lseek(log, 0, SEEK_END);
+		(void)!write(trigger, "l", 1);
+		sleep(1);
+		while ((n = read(log, text, sizeof(text) - 1)) > 0) {
+			text[n] = '\0';
+			text[strcspn(text, "\n")] = '\0';
+			say(&g->serial, "kernel text=%.200s", text);
+		}
+	}
+	if (log >= 0)
+		close(log);
+	if (trigger >= 0)
+		close(trigger);
+}
+
 /*
  * A worker that does not move is an error, and is said once. Time is counted by looks at it, none
  * of which counts for more than a second: a machine that was paused has not stood still.
@@ -87,6 +148,8 @@ static void look_for_stalls(struct guest *g)
 		s->still_ms += ms;
 		if (s->pid && !s->stalled && s->still_ms > g->opt.stuck_ms) {
 			s->stalled = true;
+			say_where(g, s);
+			say_backtraces(g);
 			guest_error(g, "worker %s has not moved for %llu ms", s->name,
 				    (unsigned long long)s->still_ms);
 		}
@@ -220,6 +283,11 @@ static void verify_all(struct guest *g)
 		uint64_t ms = (now_ns() - start) / MS;
 
 		if (ms >= g->opt.verify_ms) {
+			for (unsigned int i = 0; i < g->workers; i++) {
+				if (g->sh->slots[i].pid)
+					say_where(g, &g->sh->slots[i]);
+			}
+			say_backtraces(g);
 			guest_error(g, "verification: %u workers did not answer in %llu ms",
 				    g->verify_left, (unsigned long long)ms);
 			g->verify_left = 0;
