@@ -42,6 +42,7 @@ enum {
 #define RES_INTERRUPT 0x89U
 #define INTERRUPT_CONSUMER 0x01U
 #define INTERRUPT_EDGE 0x02U
+#define INTERRUPT_SHARED 0x08U
 
 void aml_init(struct aml *a)
 {
@@ -396,7 +397,8 @@ void aml_res_interrupt(struct aml *a, uint32_t gsi, enum aml_interrupt mode)
 		return;
 	put_u8(a, RES_INTERRUPT);
 	put_u16(a, 6);
-	put_u8(a, INTERRUPT_CONSUMER | (mode == AML_EDGE_HIGH ? INTERRUPT_EDGE : 0));
+	put_u8(a, INTERRUPT_CONSUMER | (mode == AML_LEVEL_HIGH ? 0 : INTERRUPT_EDGE) |
+			  (mode == AML_EDGE_HIGH_SHARED ? INTERRUPT_SHARED : 0));
 	put_u8(a, 1);
 	put_u32(a, gsi);
 }

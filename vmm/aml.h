@@ -72,6 +72,7 @@ void aml_res_memory32(struct aml *a, uint32_t base, uint32_t len, bool writable)
 
 enum aml_interrupt {
 	AML_EDGE_HIGH,
+	AML_EDGE_HIGH_SHARED,
 	AML_LEVEL_HIGH,
 };
 void aml_res_interrupt(struct aml *a, uint32_t gsi, enum aml_interrupt mode);

@@ -68,6 +68,28 @@ int kvm_ioctl(int fd, unsigned long request, uintptr_t arg)
 	return ret < 0 ? -errno : ret;
 }
 
+int kvm_ioeventfd(int vm_fd, uint64_t gpa, uint32_t len, uint64_t value, int fd, bool on)
+{
+	struct kvm_ioeventfd io = {
+		.datamatch = value,
+		.addr = gpa,
+		.len = len,
+		.fd = fd,
+		.flags = KVM_IOEVENTFD_FLAG_DATAMATCH,
+	};
+
+	if (!on)
+		io.flags |= KVM_IOEVENTFD_FLAG_DEASSIGN;
+	return kvm_ioctl_ptr(vm_fd, KVM_IOEVENTFD, &io);
+}
+
+int kvm_irqfd(int vm_fd, uint32_t gsi, int fd)
+{
+	struct kvm_irqfd irq = {.fd = (uint32_t)fd, .gsi = gsi};
+
+	return kvm_ioctl_ptr(vm_fd, KVM_IRQFD, &irq);
+}
+
 int kvm_check_cap(int fd, int cap)
 {
 	int ret = kvm_ioctl(fd, KVM_CHECK_EXTENSION, (uintptr_t)cap);

@@ -36,6 +36,15 @@ struct kvm_caps {
 int kvm_ioctl(int fd, unsigned long request, uintptr_t arg);
 #define kvm_ioctl_ptr(fd, req, ptr) kvm_ioctl(fd, req, (uintptr_t)(ptr))
 
+/*
+ * A guest's write of value, of len bytes, at gpa goes to the eventfd instead of ending KVM_RUN; or
+ * no longer does. (KVM API, KVM_IOEVENTFD.)
+ */
+int kvm_ioeventfd(int vm_fd, uint64_t gpa, uint32_t len, uint64_t value, int fd, bool on);
+
+/* What is written to the eventfd makes an edge at gsi, for as long as the VM lives. (KVM_IRQFD) */
+int kvm_irqfd(int vm_fd, uint32_t gsi, int fd);
+
 /* KVM_CHECK_EXTENSION on /dev/kvm or on a VM: 0 when it is not there, else its value. */
 int kvm_check_cap(int fd, int cap);
 

@@ -13,12 +13,21 @@
 
 static void arm_wake(struct loop *l);
 
-/* Runs what other threads have posted; each task may be posted again by the time it runs. */
+/*
+ * Runs what has been posted so far. What is posted meanwhile, by a task that goes on in turns say,
+ * has woken the loop again and comes after the completions that wait.
+ */
 static void run_tasks(struct loop *l)
 {
-	struct loop_task *t;
+	unsigned n = 0;
 
-	for (;;) {
+	pthread_mutex_lock(&l->lock);
+	for (struct loop_task *t = l->tasks; t; t = t->next)
+		n++;
+	pthread_mutex_unlock(&l->lock);
+	for (; n > 0; n--) {
+		struct loop_task *t;
+
 		pthread_mutex_lock(&l->lock);
 		t = l->tasks;
 		if (t) {
@@ -73,6 +82,7 @@ int loop_init(struct loop *l)
 void loop_destroy(struct loop *l)
 {
 	io_uring_queue_exit(&l->ring);
+	free(l->late);
 	close(l->wake_fd);
 	pthread_mutex_destroy(&l->lock);
 }
@@ -153,10 +163,22 @@ void loop_unpost(struct loop *l, struct loop_task *task)
 	pthread_mutex_unlock(&l->lock);
 }
 
+static void complete(struct loop_op *op, int32_t res)
+{
+	op->pending = false;
+	op->done(op, res);
+}
+
 static void run_completions(struct loop *l)
 {
 	struct io_uring_cqe *cqe;
 
+	/* One may make more of them late. */
+	for (size_t i = 0; i < l->n_late; i++) {
+		if (l->late[i].op)
+			complete(l->late[i].op, l->late[i].res);
+	}
+	l->n_late = 0;
 	while (io_uring_peek_cqe(&l->ring, &cqe) == 0) {
 		struct loop_op *op = io_uring_cqe_get_data(cqe);
 		int32_t res = cqe->res;
@@ -164,8 +186,51 @@ static void run_completions(struct loop *l)
 		io_uring_cqe_seen(&l->ring, cqe);
 		if (!op)
 			continue;
-		op->pending = false;
-		op->done(op, res);
+		complete(op, res);
+	}
+}
+
+/* Keeps a completion for the loop. */
+static void put_late(struct loop *l, struct loop_op *op, int32_t res)
+{
+	if (l->n_late == l->late_cap) {
+		size_t cap = l->late_cap ? 2 * l->late_cap : 64;
+		struct loop_late *more = reallocarray(l->late, cap, sizeof(*more));
+
+		/* Nothing that is waited for may get lost: rather too early than never. */
+		if (!more) {
+			complete(op, res);
+			return;
+		}
+		l->late = more;
+		l->late_cap = cap;
+	}
+	l->late[l->n_late++] = (struct loop_late){.op = op, .res = res};
+}
+
+void loop_cancel_wait(struct loop *l, struct loop_op *op)
+{
+	struct io_uring_cqe *cqe;
+
+	for (size_t i = 0; i < l->n_late; i++) {
+		if (l->late[i].op == op) {
+			l->late[i].op = NULL;
+			op->pending = false;
+		}
+	}
+	loop_cancel(l, op);
+	while (op->pending) {
+		struct loop_op *which;
+
+		if (io_uring_submit_and_wait(&l->ring, 1) < 0 ||
+		    io_uring_peek_cqe(&l->ring, &cqe) != 0)
+			continue;
+		which = io_uring_cqe_get_data(cqe);
+		if (which == op)
+			op->pending = false;
+		else if (which)
+			put_late(l, which, cqe->res);
+		io_uring_cqe_seen(&l->ring, cqe);
 	}
 }
 
@@ -178,6 +243,10 @@ int loop_step(struct loop *l, uint64_t timeout_ns)
 	struct io_uring_cqe *cqe;
 	int ret;
 
+	if (l->n_late) {
+		run_completions(l);
+		return 0;
+	}
 	ret = io_uring_submit_and_wait_timeout(&l->ring, &cqe, 1,
 					       timeout_ns == UINT64_MAX ? NULL : &ts, NULL);
 	if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN)

@@ -42,6 +42,11 @@ struct loop {
 	bool running;
 	pthread_mutex_t lock; /* guards tasks */
 	struct loop_task *tasks, **tasks_tail;
+	struct loop_late { /* completions that loop_cancel_wait() met */
+		struct loop_op *op;
+		int32_t res;
+	} * late;
+	size_t n_late, late_cap;
 };
 
 /* 0 or -errno (-ENOSYS, -EPERM where io_uring is not there or not allowed). */
@@ -62,6 +67,12 @@ void loop_timer(struct loop *l, struct loop_op *op, uint64_t ns);
 
 /* Asks a pending op to end; its done() still runs, with -ECANCELED or with its result. */
 void loop_cancel(struct loop *l, struct loop_op *op);
+
+/*
+ * Cancels op and returns once it has ended; its done() is not called. For who is about to free
+ * it. What else completes meanwhile is served later, by the loop. Loop's thread only.
+ */
+void loop_cancel_wait(struct loop *l, struct loop_op *op);
 
 /* Queues task for the loop's thread; any thread may call it. A task already queued stays once. */
 void loop_post(struct loop *l, struct loop_task *task);

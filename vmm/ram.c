@@ -193,6 +193,24 @@ int ram_zero_pages(struct ram *ram, uint64_t index, uint64_t n)
 	return 0;
 }
 
+void *ram_dma(struct ram *ram, uint64_t gpa, uint64_t len)
+{
+	uint64_t offset;
+
+	return lookup(ram, gpa, len, &offset);
+}
+
+void ram_dma_done(struct ram *ram, const void *host, uint64_t len)
+{
+	mark_dirty(ram, (uint64_t)((const uint8_t *)host - ram->host), len);
+}
+
+void ram_dma_write(struct ram *ram, void *host, const void *buf, uint64_t len)
+{
+	memcpy(host, buf, len);
+	ram_dma_done(ram, host, len);
+}
+
 uint64_t ram_used(const struct ram *ram)
 {
 	struct stat st;

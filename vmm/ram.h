@@ -82,6 +82,16 @@ int ram_write_page(struct ram *ram, uint64_t index, const void *data);
 int ram_zero_pages(struct ram *ram, uint64_t index, uint64_t n);
 
 /*
+ * Buffers of the guest that are stored into by address, because a vector names them or because
+ * the kernel does it (a disk read that is under way). ram_dma() is ram_ptr() for them. Who stores
+ * through it calls ram_dma_done() for what may have been stored, after the last byte and before
+ * the guest is told; ram_dma_write() does both, for bytes that we have.
+ */
+void *ram_dma(struct ram *ram, uint64_t gpa, uint64_t len);
+void ram_dma_done(struct ram *ram, const void *host, uint64_t len);
+void ram_dma_write(struct ram *ram, void *host, const void *buf, uint64_t len);
+
+/*
  * Next run of pages at or after *index that may hold something (a hole in the memfd reads as
  * zeros and has never been touched): sets *index and *n. false when there is none.
  */
