@@ -11,11 +11,13 @@
 #include "acpi.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "acpi_pm.h"
 #include "aml.h"
 #include "irq.h"
+#include "virtio_mmio.h"
 
 #define OEM_ID "GODWIT"
 #define OEM_TABLE_ID "GODWITVM"
@@ -270,7 +272,28 @@ static void end_table(struct tables *t, struct table_header *h)
 	h->checksum = checksum(h, h->length);
 }
 
-static int build_dsdt(struct tables *t, struct table_header **dsdt)
+/* A virtio-mmio slot. Its interrupt line is shared by several (see virtio_mmio_gsi()). */
+static void describe_virtio(struct aml *a, uint32_t slot)
+{
+	char name[8];
+
+	snprintf(name, sizeof(name), "VR%02X", slot & 0xff);
+	aml_device(a, name);
+	aml_name(a, "_HID");
+	aml_string(a, "LNRO0005");
+	aml_name(a, "_UID");
+	aml_integer(a, slot);
+	aml_name(a, "_CCA");
+	aml_integer(a, 1);
+	aml_name(a, "_CRS");
+	aml_resources(a);
+	aml_res_memory32(a, (uint32_t)virtio_mmio_gpa(slot), VIRTIO_MMIO_SIZE, true);
+	aml_res_interrupt(a, virtio_mmio_gsi(slot), AML_EDGE_HIGH_SHARED);
+	aml_end(a);
+	aml_end(a);
+}
+
+static int build_dsdt(struct tables *t, const struct vm *vm, struct table_header **dsdt)
 {
 	struct aml a;
 	int ret;
@@ -298,6 +321,11 @@ static int build_dsdt(struct tables *t, struct table_header **dsdt)
 	aml_res_irq(&a, IRQ_RTC);
 	aml_end(&a);
 	aml_end(&a);
+
+	for (const struct device *d = vm->devices; d; d = d->next) {
+		if (d->ops == &virtio_mmio_ops)
+			describe_virtio(&a, d->instance);
+	}
 	aml_end(&a);
 
 	/* SLP_TYPa, SLP_TYPb, two reserved. */
@@ -430,8 +458,9 @@ static void build_xsdt(struct tables *t, struct rsdp *rsdp, const uint64_t *entr
 	rsdp->ext_checksum = checksum(rsdp, sizeof(*rsdp));
 }
 
-static int build_tables(struct tables *t, uint32_t n_vcpus, struct errmsg *err)
+static int build_tables(struct tables *t, const struct vm *vm, struct errmsg *err)
 {
+	uint32_t n_vcpus = vm->cfg.vcpus;
 	struct rsdp *rsdp = take(t, sizeof(*rsdp), 16);
 	struct facs *facs = build_facs(t);
 	struct table_header *dsdt = NULL;
@@ -439,7 +468,7 @@ static int build_tables(struct tables *t, uint32_t n_vcpus, struct errmsg *err)
 	struct madt *madt;
 	int ret;
 
-	ret = build_dsdt(t, &dsdt);
+	ret = build_dsdt(t, vm, &dsdt);
 	if (ret)
 		return errmsg_set(err, ret, "ACPI tables: building the DSDT: %s", strerror(-ret));
 	if (rsdp && facs && dsdt) {
@@ -462,7 +491,7 @@ int acpi_build(struct vm *vm, uint64_t *rsdp_gpa, struct errmsg *err)
 
 	if (!t.buf)
 		return errmsg_set(err, -ENOMEM, "ACPI tables: no memory");
-	ret = build_tables(&t, vm->cfg.vcpus, err);
+	ret = build_tables(&t, vm, err);
 	if (!ret) {
 		ret = ram_write(&vm->ram, ACPI_TABLES_GPA, t.buf, t.len);
 		if (ret)

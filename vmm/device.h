@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "log.h"
 #include "sbuf.h"
 
 struct vm;
@@ -53,6 +54,30 @@ struct device_ops {
 	 * make the host side agree with it (interrupt lines, timers). May be NULL.
 	 */
 	int (*loaded)(struct device *d);
+
+	/*
+	 * What a guest may rely on and another host's device must have too (size of a disk,
+	 * features that were offered): part of the handshake, before anything is paused. Saving
+	 * writes it; loading compares it with this device and may narrow the device to it. Fails s
+	 * with -ENOTSUP and what is missing in err. May be NULL.
+	 */
+	void (*shape)(struct device *d, struct sbuf *s, struct errmsg *err);
+
+	/*
+	 * Something of the host that only one guest may have, such as the lock of a disk image:
+	 * taken before the guest runs (-errno with the cause in err), and given up when the guest
+	 * is handed over; a hand-over that fails takes it again. Quiesced or not yet run. Off the
+	 * loop's thread or on it. May be NULL.
+	 */
+	int (*acquire)(struct device *d, struct errmsg *err);
+	void (*release)(struct device *d);
+
+	/*
+	 * A move is under way and its pause comes nearer: begin what quiesce would otherwise have
+	 * to wait for, such as writing a cache out. Returns at once; the guest runs. Off the loop's
+	 * thread. May be NULL.
+	 */
+	void (*prepare)(struct device *d);
 
 	/* Releases everything. The memory itself is the VM's. */
 	void (*destroy)(struct device *d);

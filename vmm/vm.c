@@ -24,6 +24,7 @@ void vm_config_fields(struct vm_config *c, struct sbuf *s)
 	sb_str(s, c->kernel, sizeof(c->kernel));
 	sb_str(s, c->initrd, sizeof(c->initrd));
 	sb_str(s, c->cmdline, sizeof(c->cmdline));
+	vm_devices_fields(&c->devices, s);
 }
 
 static int add_memslots(struct vm *vm, struct errmsg *err)
@@ -249,6 +250,49 @@ int vm_add_device(struct vm *vm, const struct device_ops *ops, uint32_t instance
 	*vm->devices_tail = d;
 	vm->devices_tail = &d->next;
 	return 0;
+}
+
+struct device *vm_find_device(const struct vm *vm, const char *tag, uint32_t instance)
+{
+	struct device *d;
+
+	for (d = vm->devices; d; d = d->next) {
+		if (d->instance == instance && strcmp(d->ops->tag, tag) == 0)
+			break;
+	}
+	return d;
+}
+
+int vm_acquire_devices(struct vm *vm, struct errmsg *err)
+{
+	for (struct device *d = vm->devices; d; d = d->next) {
+		int ret = d->ops->acquire ? d->ops->acquire(d, err) : 0;
+
+		if (ret == 0)
+			continue;
+		for (struct device *done = vm->devices; done != d; done = done->next) {
+			if (done->ops->release)
+				done->ops->release(done);
+		}
+		return ret;
+	}
+	return 0;
+}
+
+void vm_release_devices(struct vm *vm)
+{
+	for (struct device *d = vm->devices; d; d = d->next) {
+		if (d->ops->release)
+			d->ops->release(d);
+	}
+}
+
+void vm_prepare_devices(struct vm *vm)
+{
+	for (struct device *d = vm->devices; d; d = d->next) {
+		if (d->ops->prepare)
+			d->ops->prepare(d);
+	}
 }
 
 int vm_start(struct vm *vm, struct errmsg *err)

@@ -28,9 +28,9 @@
 #include "ram.h"
 #include "sbuf.h"
 #include "vcpu.h"
+#include "vm_devices.h"
 
 #define VM_NAME_MAX 64
-#define VM_PATH_MAX 1024
 #define VM_CMDLINE_MAX 4096
 #define VM_MAX_VCPUS 1024
 
@@ -42,6 +42,7 @@ struct vm_config {
 	char kernel[VM_PATH_MAX];
 	char initrd[VM_PATH_MAX]; /* "" for none */
 	char cmdline[VM_CMDLINE_MAX];
+	struct vm_devices devices;
 };
 
 void vm_config_fields(struct vm_config *c, struct sbuf *s);
@@ -106,6 +107,19 @@ void vm_destroy(struct vm *vm);
 /* Allocates a device of ops->size, inits and resets it, appends it to the list. */
 int vm_add_device(struct vm *vm, const struct device_ops *ops, uint32_t instance,
 		  const void *config, struct errmsg *err);
+
+/* The device of that tag and instance, or NULL. */
+struct device *vm_find_device(const struct vm *vm, const char *tag, uint32_t instance);
+
+/*
+ * Takes for this guest what only one may have (see device.h), or gives it up. When one device
+ * fails, those before it give theirs up again.
+ */
+int vm_acquire_devices(struct vm *vm, struct errmsg *err);
+void vm_release_devices(struct vm *vm);
+
+/* Tells every device that the pause of a move comes nearer. */
+void vm_prepare_devices(struct vm *vm);
 
 /* Starts the vCPU threads; they park while any pause reason is set. */
 int vm_start(struct vm *vm, struct errmsg *err);
