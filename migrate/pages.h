@@ -8,6 +8,9 @@
  * A page is copied once, into the batch that will carry it, and everything is decided on that
  * copy: the guest may change the page meanwhile, so a hash of one moment and bytes of another
  * would leave the destination with a page that its hash does not tell.
+ *
+ * A page that the host has no memory for, because the guest never touched it or gave it back, is
+ * sent as zeros without being read: a move must not make the source's guest larger.
  */
 #ifndef GODWIT_MIGRATE_PAGES_H
 #define GODWIT_MIGRATE_PAGES_H

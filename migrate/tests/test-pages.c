@@ -5,13 +5,16 @@
  * that came was what its hash says.
  *
  * The guest's worst moments are made, not waited for: ioctl() of this program is its own, so that
- * the guest can be made to store right before and right after its dirty bits are cleared.
+ * the guest can be made to store right before and right after its dirty bits are cleared; and so
+ * are the calls by which pages are given back and by which it is found that they were.
  */
 #include "../pages.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -48,15 +51,70 @@ int ioctl(int fd, unsigned long request, ...)
 	return ret;
 }
 
-/* ---- the other side ---- */
+/* What is said of holes: how often it is asked, and what happens right after it. */
+static unsigned n_seek_data, n_seek_hole;
+static void (*after_look)(void);
+static enum { IN_CORE_TRUE, IN_CORE_NONE, IN_CORE_FAILS } in_core;
+static const struct ram *source_ram; /* the other side's has no moments */
+
+static bool is_hook_page(uint64_t offset, uint64_t len)
+{
+	return hook_page * PAGE_SIZE >= offset && hook_page * PAGE_SIZE < offset + len;
+}
+
+off_t lseek(int fd, off_t offset, int whence)
+{
+	off_t ret = syscall(SYS_lseek, fd, offset, whence);
+
+	n_seek_data += whence == SEEK_DATA;
+	n_seek_hole += whence == SEEK_HOLE;
+	if (whence == SEEK_DATA && after_look && is_hook_page((uint64_t)offset, 1))
+		after_look();
+	return ret;
+}
+
+int mincore(void *addr, size_t len, unsigned char *vec)
+{
+	long ret = syscall(SYS_mincore, addr, len, vec);
+
+	if (in_core == IN_CORE_FAILS) {
+		errno = EAGAIN;
+		return -1;
+	}
+	/* As for pages that are in swap. */
+	if (in_core == IN_CORE_NONE)
+		memset(vec, 0, len / PAGE_SIZE);
+	if (after_look && is_hook_page((uint64_t)((uint8_t *)addr - source_ram->host), len))
+		after_look();
+	return (int)ret;
+}
+
+/* Right before and right after pages are punched out. */
+static void (*before_punch)(void), (*after_punch)(void);
+
+int fallocate(int fd, int mode, off_t offset, off_t len)
+{
+	bool hook = source_ram && fd == source_ram->fd;
+	int ret;
+
+	if (hook && before_punch)
+		before_punch();
+	ret = (int)syscall(SYS_fallocate, fd, mode, offset, len);
+	if (hook && after_punch)
+		after_punch();
+	return ret;
+}
+
+/* ---- the other side: stores as a destination does ---- */
 
 static struct other {
 	int fd;
 	pthread_t thread;
-	uint8_t *ram;
+	struct ram ram;
 	struct hashes hashes; /* of what came */
 	uint32_t seq;
-	uint64_t contents, zeros, bad;
+	uint64_t contents, bad;
+	_Atomic uint64_t zeros;
 	_Atomic uint64_t frames;
 } other;
 
@@ -87,7 +145,8 @@ static void *take_frames(void *arg)
 			uint64_t index = desc[i].index;
 
 			if (desc[i].kind == WIRE_PAGE_ZERO) {
-				memset(other.ram + index * PAGE_SIZE, 0, desc[i].count * PAGE_SIZE);
+				if (ram_zero_pages(&other.ram, index, desc[i].count))
+					other.bad++;
 				for (uint32_t k = 0; k < desc[i].count; k++)
 					other.hashes.table[index + k] = other.hashes.zero;
 				other.zeros += desc[i].count;
@@ -95,7 +154,8 @@ static void *take_frames(void *arg)
 			}
 			if (!take(page, sizeof(page)))
 				break;
-			memcpy(other.ram + index * PAGE_SIZE, page, PAGE_SIZE);
+			if (ram_write_page(&other.ram, index, page))
+				other.bad++;
 			other.hashes.table[index] = hash_page(&other.hashes, page);
 			if (!hash_equal(&other.hashes.table[index], &desc[i].hash))
 				other.bad++;
@@ -127,13 +187,13 @@ static void begin(void)
 	int fds[2];
 
 	m = machine_new(RAM_MIN, 1);
+	source_ram = &m->vm->ram;
 	machine_store_code(m);
 	kvm_guest_store(m->vm, MIB, 1);
 	ck_assert_int_eq(hashes_init(&hashes, NPAGES, SEED), 0);
 	memset(&other, 0, sizeof(other));
 	ck_assert_int_eq(hashes_init(&other.hashes, NPAGES, SEED), 0);
-	other.ram = calloc(NPAGES, PAGE_SIZE);
-	ck_assert_ptr_nonnull(other.ram);
+	ck_assert_int_eq(ram_init(&other.ram, RAM_MIN, &m->err), 0);
 	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
 	other.fd = fds[1];
 	ck_assert_int_eq(conn_init(&conn, fds[0], -1, "other side", &m->err), 0);
@@ -156,7 +216,8 @@ static void end(void)
 {
 	uint64_t index = 0;
 
-	before_clear = after_clear = NULL;
+	before_clear = after_clear = after_look = before_punch = after_punch = NULL;
+	in_core = IN_CORE_TRUE;
 	a_round();
 	ck_assert_msg(conn_flush(&conn, &m->err) == 0, "%s", m->err.text);
 	conn_close(&conn);
@@ -164,16 +225,15 @@ static void end(void)
 	ck_assert_msg(other.bad == 0, "%llu contents were not what their hashes say",
 		      (unsigned long long)other.bad);
 	for (uint64_t i = 0; i < NPAGES; i++) {
-		ck_assert_msg(
-			!memcmp(other.ram + i * PAGE_SIZE, ram_page(&m->vm->ram, i), PAGE_SIZE),
-			"page %llu is not what the guest has", (unsigned long long)i);
+		ck_assert_msg(!memcmp(ram_page(&other.ram, i), ram_page(&m->vm->ram, i), PAGE_SIZE),
+			      "page %llu is not what the guest has", (unsigned long long)i);
 		ck_assert_msg(hash_equal(&hashes.table[i], &other.hashes.table[i]),
 			      "of page %llu the table says what is not there",
 			      (unsigned long long)i);
 	}
 	ck_assert_int_eq(hashes_compare_ram(&hashes, &m->vm->ram, &index, NULL, NULL), 0);
 	close(other.fd);
-	free(other.ram);
+	ram_destroy(&other.ram);
 	dirty_stop(&d);
 	hashes_free(&hashes);
 	hashes_free(&other.hashes);
@@ -384,6 +444,224 @@ START_TEST(there_and_back)
 }
 END_TEST
 
+/* ---- holes ---- */
+
+static uint64_t used_here(void)
+{
+	return ram_used(&m->vm->ram) / PAGE_SIZE;
+}
+
+/* Once the other side has taken all frames. */
+static uint64_t used_there(void)
+{
+	uint64_t deadline = now_ns() + 20 * NS_PER_SEC;
+
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	while (other.frames < conn.seq_out && now_ns() < deadline)
+		usleep(100);
+	ck_assert_uint_eq(other.frames, conn.seq_out);
+	return ram_used(&other.ram) / PAGE_SIZE;
+}
+
+/* What was never touched is not read, not sent and not stored. */
+START_TEST(untouched)
+{
+	uint64_t used;
+
+	begin();
+	for (uint64_t i = 300; i < 1500; i += 2)
+		fill(i, 1);
+	used = used_here();
+	ck_assert_uint_lt(used, NPAGES / 4);
+	a_round();
+	ck_assert_uint_eq(path.total.scanned, NPAGES);
+	ck_assert_uint_eq(used_here(), used);
+	ck_assert_uint_le(used_there(), used);
+	ck_assert_uint_eq(other.zeros, 0);
+	end();
+}
+END_TEST
+
+/*
+ * A guest that gives most of its memory back once it was sent: the source does not grow by telling,
+ * which takes a few bytes, and the destination gives it back, too.
+ */
+START_TEST(given_back)
+{
+	uint64_t used, sent;
+
+	begin();
+	for (uint64_t i = 300; i < 4000; i++)
+		fill(i, (uint8_t)(i % 200 + 1));
+	a_round();
+	ck_assert_uint_gt(used_there(), 3600);
+	ck_assert_int_eq(ram_zero_pages(&m->vm->ram, 400, 3500), 0);
+	/* What is in between: a page that was written after it was given back, and one of zeros. */
+	fill(2000, 3);
+	fill(2001, 0);
+	used = used_here();
+	ck_assert_uint_lt(used, 400);
+	sent = conn.sent;
+	a_round();
+	ck_assert_uint_eq(used_here(), used);
+	ck_assert_uint_le(used_there(), used);
+	ck_assert_uint_eq(other.zeros, 3499);
+	ck_assert_uint_lt(conn.sent - sent, 32 * 1024);
+	/* It is known there now, and is not told again. */
+	ck_assert_int_eq(ram_zero_pages(&m->vm->ram, 400, 1000), 0);
+	a_round();
+	used_there();
+	ck_assert_uint_eq(other.zeros, 3499);
+	/* A few holes here and there. */
+	for (uint64_t i = 300; i < 400; i += 3)
+		ck_assert_int_eq(ram_zero_pages(&m->vm->ram, i, 1), 0);
+	used = used_here();
+	a_round();
+	ck_assert_uint_eq(used_here(), used);
+	ck_assert_uint_le(used_there(), used);
+	end();
+}
+END_TEST
+
+/* However much memory there is, finding out about a range takes a call or two. */
+START_TEST(holes_are_cheap)
+{
+	begin();
+	for (uint64_t i = 16; i < NPAGES; i++)
+		fill(i, 1);
+	n_seek_data = 0;
+	a_round();
+	ck_assert_uint_gt(n_seek_data, 0);
+	/* The first range is not of one piece. */
+	ck_assert_uint_le(n_seek_data, NPAGES / (PAGES_RANGE_WORDS * 64) + 8);
+	ck_assert_uint_eq(n_seek_hole, 0);
+	end();
+}
+END_TEST
+
+/* Pages in swap are not in memory, and are no holes. */
+START_TEST(swapped_out)
+{
+	begin();
+	in_core = IN_CORE_NONE;
+	for (uint64_t i = 300; i < 1500; i += 1 + i % 3)
+		fill(i, (uint8_t)(i % 251 + 1));
+	a_round();
+	ck_assert_uint_gt(path.total.sent, 500);
+	ck_assert_int_eq(ram_zero_pages(&m->vm->ram, 400, 300), 0);
+	a_round();
+	in_core = IN_CORE_FAILS;
+	for (uint64_t i = 300; i < 500; i += 1 + i % 3)
+		fill(i, (uint8_t)(i % 201 + 2));
+	a_round();
+	end();
+}
+END_TEST
+
+static void punch_hot(void)
+{
+	hook_stores++;
+	ck_assert_int_eq(ram_zero_pages(&m->vm->ram, HOT, 1), 0);
+}
+
+/* A page that is given back, and stored into, at each moment around the clearing and the look. */
+START_TEST(given_back_meanwhile)
+{
+	void (**const moments[])(void) = {&before_clear, &after_clear, &after_look};
+	void (*const deeds[])(void) = {store_hot, punch_hot};
+
+	begin();
+	hook_page = HOT;
+	for (unsigned i = 0; i < 2 * ARRAY_SIZE(moments) * ARRAY_SIZE(deeds); i++) {
+		void (**moment)(void) = moments[i / 2 % ARRAY_SIZE(moments)];
+
+		/* From what the destination holds, and from a hole there. */
+		fill(HOT, (uint8_t)(i + 1));
+		fill(HOT - 1, (uint8_t)(i + 1));
+		a_round();
+		if (i % 2)
+			ck_assert_int_eq(ram_zero_pages(&m->vm->ram, HOT, 1), 0);
+		else
+			fill(HOT, (uint8_t)(i + 100));
+		fill(HOT - 1, (uint8_t)(i + 100));
+		hook_stores = 0;
+		*moment = deeds[i / 2 / ARRAY_SIZE(moments)];
+		a_round();
+		ck_assert_uint_ge(hook_stores, 1);
+		*moment = NULL;
+		a_round();
+		used_there();
+		ck_assert(
+			!memcmp(ram_page(&other.ram, HOT), ram_page(&m->vm->ram, HOT), PAGE_SIZE));
+	}
+	end();
+}
+END_TEST
+
+static void round_within(void)
+{
+	before_punch = after_punch = NULL;
+	hook_stores++;
+	a_round();
+}
+
+/* A round between the punch and its mark sees zeros or what was before, and the next one looks. */
+START_TEST(punch_then_mark)
+{
+	void (**const moments[])(void) = {&before_punch, &after_punch};
+
+	begin();
+	for (unsigned i = 0; i < 2; i++) {
+		fill(HOT, 7);
+		a_round();
+		hook_stores = 0;
+		*moments[i] = round_within;
+		ck_assert_int_eq(ram_zero_pages(&m->vm->ram, HOT, 1), 0);
+		ck_assert_uint_eq(hook_stores, 1);
+		a_round();
+		used_there();
+		ck_assert(hash_equal(&hashes.table[HOT], &hashes.zero));
+		ck_assert(page_is_zero(ram_page(&other.ram, HOT)));
+	}
+	end();
+}
+END_TEST
+
+/* A balloon that breathes while rounds go, on the pages that they are at. */
+static void *breathe(void *arg)
+{
+	static uint8_t page[PAGE_SIZE];
+
+	(void)arg;
+	for (unsigned n = 1; restless; n++) {
+		uint64_t at = RESTLESS + n % RESTLESS_PAGES;
+
+		memset(page, (int)n, sizeof(page));
+		if (n % 3 == 0)
+			ram_zero_pages(&m->vm->ram, RESTLESS, RESTLESS_PAGES);
+		else
+			ram_write_page(&m->vm->ram, at, page);
+	}
+	return NULL;
+}
+
+START_TEST(given_back_at_random)
+{
+	uint64_t deadline = now_ns() + 20 * NS_PER_SEC;
+	pthread_t t;
+
+	begin();
+	restless = true;
+	ck_assert_int_eq(pthread_create(&t, NULL, breathe, NULL), 0);
+	while (path.total.sent < 300 && now_ns() < deadline)
+		a_round();
+	restless = false;
+	pthread_join(t, NULL);
+	ck_assert_uint_gt(path.total.sent, 200);
+	end();
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
@@ -394,6 +672,13 @@ int main(void)
 		hash_is_of_what_was_sent,
 		every_change,
 		there_and_back,
+		untouched,
+		given_back,
+		holes_are_cheap,
+		swapped_out,
+		given_back_meanwhile,
+		punch_then_mark,
+		given_back_at_random,
 	};
 
 	if (!kvm_here())
