@@ -44,9 +44,10 @@
 #define BARE_MAX_ERRORS 20
 
 /* Bytes to send to COM1. A payload looks for one about every 5 ms. */
-#define BARE_CMD_RESET 'z'  /* forget the gaps seen so far (dirty, timer) */
+#define BARE_CMD_RESET 'z'  /* forget the gaps seen so far (dirty, timer, virtio) */
 #define BARE_CMD_REPORT 'r' /* print the periodic line now */
-#define BARE_CMD_VERIFY 'v' /* check everything now (dirty, smp, fpu) */
+#define BARE_CMD_VERIFY 'v' /* check everything now (dirty, smp, fpu, virtio) */
+#define BARE_CMD_REBOOT 'b' /* reset the machine, whatever is under way (virtio) */
 #define BARE_CMD_QUIT 'q'   /* check everything, print `done`, power off */
 
 /*
@@ -200,5 +201,56 @@
 #define BARE_TIMER_DONE_FMT                                                                        \
 	"timer done ticks=%lu late_max_us=%lu lost=%lu lapic=%lu pit=%lu t_ms=%lu"
 #define BARE_TIMER_ERROR "timer error "
+
+/*
+ * --- virtio ---
+ *
+ * Drives all virtio-mmio disks that it finds in the slots from 0xd0000000 on, and a random number
+ * generator. What is written to a disk, and in which order, is in sector.h.
+ *
+ *     seed=N          of all content; disk i has seed N + i (1)
+ *     sectors=N       how many of each disk to use, from the first on (all)
+ *     block=N         sectors of a chunk, the unit of a request: 1 to 128 (8)
+ *     depth=N         requests under way on each disk, 1 to 64 (8)
+ *     rate=SIZE       bytes written a second on each disk; 0: flat out (0)
+ *     flush_every=N   writes between two flushes of a disk; 0: none but at the end (64)
+ *     from=N          N writes of the sequence have been done by a guest before (0)
+ *     indirect=on|off, event_idx=on|off    of the ring's features, take it if offered (on)
+ *     report=SECONDS  (1)
+ *     secs=N
+ *
+ * Output:
+ *
+ *     virtio disk=.. slot=.. capacity=.. block=.. chunks=.. seed=.. ro=.. flush=.. depth=..
+ *         serial=".."                                  (all on one line)
+ *     virtio ready disks=.. rng=<0|1> ring=<0|3> tsc_khz=..
+ *     virtio t_ms=.. writes=.. reads=.. flushes=.. refused=.. rng=.. gap_us=.. slow_us=.. errors=..
+ *     virtio durable disk=.. n=..
+ *     virtio verify disk=.. n=.. sectors=.. errors=..
+ *     virtio done writes=.. reads=.. flushes=.. refused=.. rng=.. gap_us=.. errors=..
+ *     virtio error status disk=.. op=<read|write|flush|id> chunk=.. status=..
+ *     virtio error content disk=.. sector=.. want_gen=.. gen=.. sound=<0|1> seed=.. number=..
+ *     virtio error kept disk=..                    (as content) memory has changed since
+ *     virtio error length disk=.. chunk=.. len=..
+ *     virtio error rng len=..
+ *
+ * `durable`: the disk has said that all writes of the sequence before number n are durable, by
+ * completing a flush, or the writes themselves where it has no flushes. n of `verify` is how many
+ * writes there have been, all of them durable by then unless there are errors. To a read-only disk
+ * nothing is written but what it has to refuse; refused counts that. rng is bytes got. gap_us is as
+ * with dirty; slow_us is the longest time a request took, pauses included.
+ */
+#define BARE_VIRTIO_DISK_FMT                                                                       \
+	"virtio disk=%lu slot=%lu capacity=%lu block=%lu chunks=%lu seed=%lu ro=%lu flush=%lu "    \
+	"depth=%lu serial=\"%s\""
+#define BARE_VIRTIO_READY_FMT "virtio ready disks=%lu rng=%lu ring=%lu tsc_khz=%lu"
+#define BARE_VIRTIO_REPORT_FMT                                                                     \
+	"virtio t_ms=%lu writes=%lu reads=%lu flushes=%lu refused=%lu rng=%lu gap_us=%lu "         \
+	"slow_us=%lu errors=%lu"
+#define BARE_VIRTIO_DURABLE_FMT "virtio durable disk=%lu n=%lu"
+#define BARE_VIRTIO_VERIFY_FMT "virtio verify disk=%lu n=%lu sectors=%lu errors=%lu"
+#define BARE_VIRTIO_DONE_FMT                                                                       \
+	"virtio done writes=%lu reads=%lu flushes=%lu refused=%lu rng=%lu gap_us=%lu errors=%lu"
+#define BARE_VIRTIO_ERROR "virtio error "
 
 #endif
