@@ -37,17 +37,20 @@
 struct receiver {
 	struct receive_options opt;
 	struct loop *loop;
-	struct loop_task done_task;
+	struct loop_task done_task, build_task;
 	void (*done)(void *arg);
 	void *done_arg;
 	pthread_t thread;
 	bool thread_started;
 	int cancel_fd, listen_fd;
 
-	pthread_mutex_t lock; /* guards the next three */
+	pthread_mutex_t lock; /* guards the next five */
 	struct migrate_stats stats;
 	bool cancelled;
 	bool committed;
+	struct hello *to_build; /* until the loop's thread has built the machine */
+	int build_ret;
+	pthread_cond_t built;
 
 	/* The thread's own. */
 	struct vm *vm;
@@ -127,6 +130,37 @@ static int check_cpu(struct receiver *r, const struct hello *h)
 	return ret;
 }
 
+static void run_build(struct loop_task *task)
+{
+	struct receiver *r = container_of(task, struct receiver, build_task);
+	struct hello *h = r->to_build;
+	int ret = r->opt.build(r->opt.build_arg, &h->cfg, &h->cpuid, &r->vm, &r->err);
+
+	pthread_mutex_lock(&r->lock);
+	r->build_ret = ret;
+	r->to_build = NULL;
+	pthread_cond_signal(&r->built);
+	pthread_mutex_unlock(&r->lock);
+}
+
+/*
+ * Devices begin to use the loop as they are built, and let go of it when the next one fails: that
+ * is for the loop's thread. Nobody ends the loop before we are done.
+ */
+static int build_on_loop(struct receiver *r, struct hello *h)
+{
+	int ret;
+
+	pthread_mutex_lock(&r->lock);
+	r->to_build = h;
+	loop_post(r->loop, &r->build_task);
+	while (r->to_build)
+		pthread_cond_wait(&r->built, &r->lock);
+	ret = r->build_ret;
+	pthread_mutex_unlock(&r->lock);
+	return ret;
+}
+
 static int build_machine(struct receiver *r, struct hello *h)
 {
 	struct sbuf list;
@@ -138,7 +172,7 @@ static int build_machine(struct receiver *r, struct hello *h)
 	if (ret == 0)
 		ret = check_cpu(r, h);
 	if (ret == 0)
-		ret = r->opt.build(r->opt.build_arg, &h->cfg, &h->cpuid, &r->vm, &r->err);
+		ret = build_on_loop(r, h);
 	if (ret)
 		return ret;
 	sb_init_load(&list, h->devices, h->devices_len);
@@ -404,6 +438,7 @@ static int on_commit(struct receiver *r, const struct wire_frame *f, const uint8
 {
 	struct errmsg ignored = {0};
 	bool cancelled;
+	int ret;
 
 	if (f->length != sizeof(r->root) || memcmp(payload, &r->root, sizeof(r->root)) != 0)
 		return errmsg_set(&r->err, -EPROTO,
@@ -415,6 +450,10 @@ static int on_commit(struct receiver *r, const struct wire_frame *f, const uint8
 	/* Refusing now is our word that the guest has not run here: the source may go on. */
 	if (cancelled)
 		return errmsg_set(&r->err, -ECANCELED, "cancelled");
+	/* Its disks' locks and the like, which the source has given up. */
+	ret = vm_acquire_devices(r->vm, &r->err);
+	if (ret)
+		return ret;
 
 	vm_resume_devices(r->vm);
 	vm_resume(r->vm, VM_PAUSE_START);
@@ -623,7 +662,9 @@ int receive_listen(struct receiver **out, const struct receive_options *opt,
 	r->opt = *opt;
 	r->conn.fd = -1;
 	r->done_task.run = run_done;
+	r->build_task.run = run_build;
 	pthread_mutex_init(&r->lock, NULL);
+	pthread_cond_init(&r->built, NULL);
 	r->listen_fd = uri_listen(opt->uri, uri_out, MIGRATE_URI_MAX, err);
 	r->cancel_fd = eventfd(0, EFD_CLOEXEC);
 	ret = r->listen_fd < 0 ? r->listen_fd : r->cancel_fd < 0 ? -errno : 0;
@@ -691,6 +732,7 @@ void receive_free(struct receiver *r)
 	stop_listening(r);
 	if (r->cancel_fd >= 0)
 		close(r->cancel_fd);
+	pthread_cond_destroy(&r->built);
 	pthread_mutex_destroy(&r->lock);
 	free(r);
 }

@@ -128,7 +128,7 @@ struct receive_options {
 			      */
 	/*
 	 * Builds the machine out of the source's description once it has been checked; the VM has
-	 * VM_PAUSE_START set. May change cfg (name). Runs on the coordinator's thread.
+	 * VM_PAUSE_START set. May change cfg (name). Runs on the loop's thread.
 	 */
 	int (*build)(void *arg, struct vm_config *cfg, const struct cpuid *cpuid, struct vm **out,
 		     struct errmsg *err);

@@ -10,6 +10,7 @@
  *	dirty log on		dirty_stop()
  *	vm_pause_within()	vm_resume(); itself, when a vCPU does not stop in time
  *	vm_quiesce_devices()	vm_resume_devices()
+ *	vm_release_devices()	vm_acquire_devices()
  *	COMMIT			nothing: the point of no return, see commit()
  *
  * Pausing is decided by an estimate: the pages left at the speed measured in this move, plus what
@@ -80,6 +81,7 @@ struct migration {
 	int64_t clock_offset; /* destination's now_ns() less ours */
 	uint64_t rtt;
 	uint64_t pause_start;
+	bool released; /* disks' locks and the like are free for the destination */
 	bool uncertain;
 };
 
@@ -259,7 +261,11 @@ static int send_pages(struct migration *m, uint64_t pages, uint32_t *round)
 static int precopy_round(struct migration *m, uint64_t pages)
 {
 	uint32_t round, ack, len;
-	int ret = send_pages(m, pages, &round);
+	int ret;
+
+	/* While the pages go, the disks write out what they would have to at the pause. */
+	vm_prepare_devices(m->vm);
+	ret = send_pages(m, pages, &round);
 
 	if (ret == 0)
 		ret = conn_send(&m->conn, WIRE_ROUND_END, &round, sizeof(round), NULL, &m->err);
@@ -478,6 +484,9 @@ static int commit(struct migration *m, const struct page_hash *root)
 	pthread_mutex_unlock(&m->lock);
 	if (cancelled)
 		return errmsg_set(&m->err, -ECANCELED, "cancelled");
+	/* Free for the destination to take, which it does before it runs anything. */
+	m->released = true;
+	vm_release_devices(m->vm);
 
 	/* ---- the point of no return ---- */
 	m->conn.deadline_ns = now_ns() + COMMIT_LIMIT;
@@ -537,11 +546,24 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 static enum migrate_status settle(struct migration *m, int ret, bool quiesced)
 {
 	struct vm *vm = m->vm;
+	struct errmsg why = {0};
 	bool cancelled;
 
 	if (ret == 0) {
 		vm_set_end(vm, VM_END_MOVED, "moved to %s", m->opt.uri);
 		return MIGRATE_COMPLETED;
+	}
+	/*
+	 * What was given up for the handover is taken back. If somebody was quicker (it may even be
+	 * the guest, at a destination that gave its word too soon) the guest must not run here.
+	 */
+	if (!m->uncertain && m->released && vm_acquire_devices(vm, &why)) {
+		struct errmsg first = m->err;
+
+		errmsg_set(&why, 0, "cannot be taken back");
+		m->err = (struct errmsg){0};
+		errmsg_set(&m->err, 0, "%.200s; and then: %.280s", first.text, why.text);
+		m->uncertain = true;
 	}
 	if (m->uncertain) {
 		/* Devices stay at rest, too: what they hold may be at the other side. */

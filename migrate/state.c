@@ -257,6 +257,8 @@ void state_device_list(struct vm *vm, struct sbuf *s, struct errmsg *err)
 						      tag, instance, version, d->ops->min_version,
 						      d->ops->version));
 		}
+		if (d && d->ops->shape && !s->err)
+			d->ops->shape(d, s, err);
 		if (d)
 			d = d->next;
 	}

@@ -27,8 +27,10 @@ int state_save(struct vm *vm, int64_t clock_offset_ns, struct sbuf *s, struct er
  */
 int state_load(struct vm *vm, const void *data, size_t len, struct errmsg *err);
 
-/* The list of devices for the handshake. Loading compares it with vm's: -ENOTSUP names the first
- * difference. */
+/*
+ * The list of devices, each with its shape (device.h), for the handshake. Loading compares it with
+ * vm's: -ENOTSUP names the first difference.
+ */
 void state_device_list(struct vm *vm, struct sbuf *s, struct errmsg *err);
 
 #endif

@@ -74,8 +74,28 @@ static void print_migration(const json_t *m)
 	printf("migration  %s, %s\n", text(m, "uri", "?"), line);
 }
 
+static void print_device(const json_t *d)
+{
+	const char *type = text(d, "type", "?");
+	const char *place = text(d, "path", text(d, "tap", text(d, "backend", "")));
+
+	printf("%-10s %s", type, place);
+	if (strcmp(type, "disk") == 0)
+		printf(", cache=%s%s", text(d, "cache", "?"),
+		       json_is_true(json_object_get(d, "readonly")) ? ", read-only" : "");
+	else if (strcmp(type, "net") == 0)
+		printf(", %s, %s", text(d, "mac", "?"),
+		       json_is_true(json_object_get(d, "link")) ? "up" : "no link");
+	else if (strcmp(type, "vsock") == 0)
+		printf(", cid %llu, %llu connections", (unsigned long long)report_u64(d, "cid"),
+		       (unsigned long long)report_u64(d, "connections"));
+	printf("\n");
+}
+
 static void print_status(const json_t *s)
 {
+	const json_t *devices = json_object_get(s, "devices"), *d;
+	size_t i;
 	const json_t *m = json_object_get(s, "migration");
 	char ram[32], up[32];
 
@@ -91,6 +111,10 @@ static void print_status(const json_t *s)
 			printf("initrd     %s\n", text(s, "initrd", "?"));
 		if (text(s, "cmdline", NULL))
 			printf("cmdline    %s\n", text(s, "cmdline", "?"));
+		json_array_foreach(devices, i, d)
+		{
+			print_device(d);
+		}
 		printf("here for   %s\n", format_uptime(up, sizeof(up), report_u64(s, "uptime_s")));
 	}
 	if (m)

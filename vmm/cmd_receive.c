@@ -6,6 +6,7 @@
 
 #include "cmd.h"
 #include "config.h"
+#include "config_devices.h"
 #include "instance.h"
 
 static int start(const struct config *cfg, struct instance *in, struct errmsg *err)
@@ -26,6 +27,10 @@ static int start(const struct config *cfg, struct instance *in, struct errmsg *e
 		if (ret)
 			return ret;
 	}
+	in->cfg.devices = cfg->devices;
+	ret = config_absolute_paths(&in->cfg.devices, err);
+	if (ret)
+		return ret;
 	ret = instance_receive(in, &opt, cfg->kernel, cfg->initrd, err);
 	if (ret)
 		return ret;

@@ -9,6 +9,7 @@
 #include "boot.h"
 #include "cmd.h"
 #include "config.h"
+#include "config_devices.h"
 #include "cpuid.h"
 #include "instance.h"
 #include "kvm.h"
@@ -85,6 +86,11 @@ static int prepare(const struct config *cfg, struct instance *in, int *status, s
 	ret = absolute_path("kernel", cfg->kernel, vm->kernel, err);
 	if (ret == 0 && cfg->initrd[0])
 		ret = absolute_path("initrd", cfg->initrd, vm->initrd, err);
+	vm->devices = cfg->devices;
+	if (ret == 0)
+		ret = config_absolute_paths(&vm->devices, err);
+	if (ret == 0)
+		ret = config_choose_macs(&vm->devices, err);
 	if (ret == 0)
 		ret = boot_inspect(vm->kernel, &info, err);
 	if (ret == 0)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cmd.h"
+#include "config_devices.h"
 #include "ram.h"
 #include "util.h"
 
@@ -27,6 +28,17 @@ static const struct option_spec run_options[] = {
 	{'c', "cpus", "N", OPTION_COUNT, AT(cpus), "number of vCPUs (default: 1)"},
 	{0, "cpu", "LIST", OPTION_CPU, AT(cpu_mask),
 	 "CPU features to take away, as in host,-avx2,-avx512f"},
+	{0, "disk", "PATH[,...]", OPTION_DISK, AT(devices),
+	 "a disk: image or block device; ,ro ,cache=HOW ,serial=TEXT ,queues=N ,discard=off"},
+	{0, "net", "KIND[,...]", OPTION_NET, AT(devices),
+	 "a network device: user[,hostfwd=tcp:2222:22] or tap:NAME[,queues=N]; ,mac=ADDRESS"},
+	{0, "vsock", "PATH[,cid=N]", OPTION_VSOCK, AT(devices),
+	 "sockets between host and guest, under PATH and PATH_PORT"},
+	{0, "console", "PATH", OPTION_CONSOLE, AT(devices),
+	 "a second console (hvc0), at a unix socket"},
+	{0, "rng", NULL, OPTION_FLAG, AT(devices.rng), "entropy from the host"},
+	{0, "balloon", NULL, OPTION_FLAG, AT(devices.balloon),
+	 "memory that the guest does not need goes back to the host; see godwit balloon"},
 	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "start paused; see godwit resume"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "say more on stderr"},
@@ -44,6 +56,12 @@ static const struct option_spec receive_options[] = {
 	{'k', "kernel", "PATH", OPTION_TEXT, AT(kernel),
 	 "kernel to boot when the guest resets later (default: the source's path)"},
 	{'i', "initrd", "PATH", OPTION_TEXT, AT(initrd), "initial RAM disk for that"},
+	{0, "disk", "PATH[,...]", OPTION_DISK, AT(devices),
+	 "path here of the guest's first disk, of its second when given again, ..."},
+	{0, "net", "KIND[,...]", OPTION_NET, AT(devices),
+	 "what the guest's first network device is connected to here, ..."},
+	{0, "vsock", "PATH", OPTION_VSOCK, AT(devices), "path here of its vsock"},
+	{0, "console", "PATH", OPTION_CONSOLE, AT(devices), "path here of its second console"},
 	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "leave the guest paused once it is here"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report of the move on stdout"},
@@ -110,6 +128,8 @@ const struct command commands[] = {
 	{"stop", cmd_stop, "[--timeout TIME] [--force] NAME",
 	 "press a guest's power button and wait until it is gone", 1, 1, stop_options},
 	{"cancel", cmd_cancel, "NAME", "give up a guest's migration", 1, 1, no_options},
+	{"balloon", cmd_balloon, "[--json] NAME [SIZE]",
+	 "show how much memory a guest has given back, or ask it for SIZE", 1, 2, status_options},
 	{"doctor", cmd_doctor, "[--json]", "what this host can do, and the fix for what it cannot",
 	 0, 0, doctor_options},
 	{"help", cmd_help, "[COMMAND]", "this text, or a command's", 0, 1, help_options},
@@ -252,6 +272,14 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 		if (*(uint64_t *)dst == 0)
 			return errmsg_set(err, -EINVAL, "'--%s' must be more than 0", o->name);
 		return 0;
+	case OPTION_DISK:
+		return config_disk(dst, value, err);
+	case OPTION_NET:
+		return config_net(dst, value, err);
+	case OPTION_VSOCK:
+		return config_vsock(dst, value, err);
+	case OPTION_CONSOLE:
+		return config_console(dst, value, err);
 	case OPTION_VERIFY:
 		if (strcmp(value, "stream") == 0)
 			*(enum migrate_verify *)dst = MIGRATE_VERIFY_STREAM;

@@ -33,6 +33,7 @@ struct config {
 	char cpu_mask[256]; /* as cpuid_host() takes it */
 	uint64_t memory;    /* bytes; 0 when not given */
 	uint32_t cpus;	    /* 0 when not given */
+	struct vm_devices devices;
 	bool no_reboot;
 	bool paused;
 
@@ -57,6 +58,10 @@ enum option_kind {
 	OPTION_COUNT,	 /* uint32_t, at least 1 */
 	OPTION_DURATION, /* uint64_t nanoseconds */
 	OPTION_VERIFY,	 /* enum migrate_verify */
+	OPTION_DISK,	 /* this and the rest: struct vm_devices, which it is added to */
+	OPTION_NET,
+	OPTION_VSOCK,
+	OPTION_CONSOLE,
 };
 
 struct option_spec {

@@ -12,6 +12,7 @@
 #include "boot.h"
 #include "cmd.h"
 #include "config.h"
+#include "config_devices.h"
 #include "instance_text.h"
 #include "machine.h"
 #include "report.h"
@@ -161,6 +162,8 @@ static int start_machine(struct instance *in, struct errmsg *err)
 	vm->on_end = on_vm_end;
 	vm->on_end_arg = in;
 	ret = boot_load(vm, &info, err);
+	if (ret == 0)
+		ret = vm_acquire_devices(vm, err);
 	if (ret == 0)
 		ret = vm_start(vm, err);
 	if (ret) {
@@ -400,7 +403,7 @@ static int claim_arriving(struct instance *in, const char *name, struct errmsg *
 	return 0;
 }
 
-/* On the receiver's thread. in->cfg has the paths that the user gave here until it has run. */
+/* in->cfg has the paths that the user gave here until it has run. */
 static int build_arriving(void *arg, struct vm_config *cfg, const struct cpuid *cpuid,
 			  struct vm **out, struct errmsg *err)
 {
@@ -419,6 +422,9 @@ static int build_arriving(void *arg, struct vm_config *cfg, const struct cpuid *
 	if (in->cfg.initrd[0])
 		memcpy(cfg->initrd, in->cfg.initrd, sizeof(cfg->initrd));
 
+	ret = config_override_devices(&cfg->devices, &in->cfg.devices, err);
+	if (ret)
+		return ret;
 	ret = machine_create(&vm, cfg, cpuid, &in->loop, &in->serial, err);
 	if (ret)
 		return ret;

@@ -14,6 +14,7 @@
 #include "cmd.h"
 #include "config.h"
 #include "instance.h"
+#include "instance_devices.h"
 #include "machine.h"
 #include "report.h"
 
@@ -284,6 +285,7 @@ static void do_status(void *arg, struct ctl_client *client, json_t *request)
 		json_object_set_new(a, "kernel", report_text(in->cfg.kernel));
 		json_object_set_new(a, "initrd", report_text(in->cfg.initrd));
 		json_object_set_new(a, "cmdline", report_text(in->cfg.cmdline));
+		json_object_set_new(a, "devices", instance_devices(in->vm));
 		json_object_set_new(
 			a, "uptime_s",
 			json_integer((json_int_t)((now_ns() - in->started_ns) / NS_PER_SEC)));
@@ -312,6 +314,7 @@ static void do_pause(void *arg, struct ctl_client *client, json_t *request)
 static void do_resume(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
+	struct errmsg err = {""};
 	const char *cmd;
 	int force = 0;
 
@@ -320,6 +323,11 @@ static void do_resume(void *arg, struct ctl_client *client, json_t *request)
 	    (!force && refuse_uncertain(in, client)))
 		return;
 	if (instance_uncertain(in)) {
+		/* Given up for the handover: the destination has it if the guest runs there. */
+		if (vm_acquire_devices(in->vm, &err)) {
+			ctl_error(client, NULL, "it stays paused: %s", err.text);
+			return;
+		}
 		log_warn("%s runs on here: the user says that it does not run at %s", in->cfg.name,
 			 in->migration_uri);
 		/* The handover left the devices at rest, too. */
@@ -430,7 +438,26 @@ static void do_cancel(void *arg, struct ctl_client *client, json_t *request)
 		instance_wait(in, client, in->receiver ? WAIT_STOP : WAIT_CANCEL, 0);
 }
 
+static void do_balloon(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	struct errmsg err = {""};
+	json_int_t target = -1;
+	const char *cmd;
+	json_t *a;
+
+	if (!UNPACK(client, request, "{s:s,s?I!}", "cmd", &cmd, "target_bytes", &target) ||
+	    !have_guest(in, client))
+		return;
+	/* Less than 0 is as good as not given: it is shown what there is. */
+	a = instance_balloon(in->vm, target < 0 ? UINT64_MAX : (uint64_t)target, &err);
+	if (a)
+		ctl_reply(client, a);
+	else
+		ctl_error(client, NULL, "%s", err.text);
+}
+
 const struct ctl_handler instance_handlers[] = {
-	{"status", do_status},	 {"pause", do_pause},	{"resume", do_resume}, {"stop", do_stop},
-	{"migrate", do_migrate}, {"cancel", do_cancel}, {NULL, NULL},
+	{"status", do_status},	 {"pause", do_pause},	{"resume", do_resume},	 {"stop", do_stop},
+	{"migrate", do_migrate}, {"cancel", do_cancel}, {"balloon", do_balloon}, {NULL, NULL},
 };
