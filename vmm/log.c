@@ -38,7 +38,12 @@ void log_msg(enum log_level level, const char *fmt, ...)
 	va_end(ap);
 	if (m < 0)
 		return;
-	n = MIN(n + m, (int)sizeof(line) - 3);
+	m = MIN(n + m, (int)sizeof(line) - 3);
+	/* A line may quote what came from elsewhere: a terminal is to show it, not to obey it. */
+	for (; n < m; n++) {
+		if ((unsigned char)line[n] < ' ' || line[n] == 0x7f)
+			line[n] = '?';
+	}
 	if (log_raw_terminal)
 		line[n++] = '\r';
 	line[n++] = '\n';

@@ -3,7 +3,8 @@
  * Log lines on stderr: "godwit: text". Stdout is for results only.
  *
  * The level is set once at start, before threads exist; a line is written by one write(2), so
- * lines of different threads never mix. While a terminal is in raw mode lines end in CR LF.
+ * lines of different threads never mix. Control characters in it are shown as '?'. While a terminal
+ * is in raw mode lines end in CR LF.
  */
 #ifndef GODWIT_LOG_H
 #define GODWIT_LOG_H
