@@ -103,7 +103,8 @@ void sb_u16(struct sbuf *s, uint16_t *v)
 	uint16_t le = htole16(*v);
 
 	sb_bytes(s, &le, sizeof(le));
-	*v = le16toh(le);
+	if (s->loading)
+		*v = le16toh(le);
 }
 
 void sb_u32(struct sbuf *s, uint32_t *v)
@@ -111,7 +112,8 @@ void sb_u32(struct sbuf *s, uint32_t *v)
 	uint32_t le = htole32(*v);
 
 	sb_bytes(s, &le, sizeof(le));
-	*v = le32toh(le);
+	if (s->loading)
+		*v = le32toh(le);
 }
 
 void sb_u64(struct sbuf *s, uint64_t *v)
@@ -119,7 +121,8 @@ void sb_u64(struct sbuf *s, uint64_t *v)
 	uint64_t le = htole64(*v);
 
 	sb_bytes(s, &le, sizeof(le));
-	*v = le64toh(le);
+	if (s->loading)
+		*v = le64toh(le);
 }
 
 void sb_i64(struct sbuf *s, int64_t *v)
@@ -127,7 +130,8 @@ void sb_i64(struct sbuf *s, int64_t *v)
 	uint64_t u = (uint64_t)*v;
 
 	sb_u64(s, &u);
-	*v = (int64_t)u;
+	if (s->loading)
+		*v = (int64_t)u;
 }
 
 void sb_bool(struct sbuf *s, bool *v)
@@ -135,6 +139,8 @@ void sb_bool(struct sbuf *s, bool *v)
 	uint8_t b = *v;
 
 	sb_u8(s, &b);
+	if (!s->loading)
+		return;
 	if (b > 1)
 		sb_fail(s, -EPROTO);
 	else
@@ -150,7 +156,7 @@ void sb_u32_range(struct sbuf *s, uint32_t *v, uint32_t min, uint32_t max)
 		return;
 	if (x < min || x > max)
 		sb_fail(s, -ERANGE);
-	else
+	else if (s->loading)
 		*v = x;
 }
 

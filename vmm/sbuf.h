@@ -63,7 +63,10 @@ void sb_free(struct sbuf *s);
 /* Latches an error (-errno) unless one is latched. Returns s->err. */
 int sb_fail(struct sbuf *s, int err);
 
-/* One field each. On an error when loading the field is left as it was. */
+/*
+ * One field each. On an error when loading the field is left as it was; saving only reads it, so
+ * that what other threads read may be saved meanwhile.
+ */
 void sb_u8(struct sbuf *s, uint8_t *v);
 void sb_u16(struct sbuf *s, uint16_t *v);
 void sb_u32(struct sbuf *s, uint32_t *v);
@@ -80,7 +83,8 @@ void sb_bytes(struct sbuf *s, void *buf, size_t len);
 	do {                                                                                       \
 		uint##bits##_t sb_tmp = (lvalue);                                                  \
 		sb_u##bits((s), &sb_tmp);                                                          \
-		(lvalue) = sb_tmp;                                                                 \
+		if ((s)->loading)                                                                  \
+			(lvalue) = sb_tmp;                                                         \
 	} while (0)
 
 /* A u32 that must be min..max, -ERANGE when loading another one: for indices and counts. */

@@ -12,7 +12,8 @@ static void u8_range(struct sbuf *s, uint8_t *v, uint32_t min, uint32_t max)
 	uint32_t n = *v;
 
 	sb_u32_range(s, &n, min, max);
-	*v = (uint8_t)n;
+	if (s->loading)
+		*v = (uint8_t)n;
 }
 
 static void queues_fields(struct sbuf *s, uint16_t *v)
@@ -20,7 +21,8 @@ static void queues_fields(struct sbuf *s, uint16_t *v)
 	uint32_t n = *v;
 
 	sb_u32_range(s, &n, 1, VM_MAX_DEVICE_QUEUES);
-	*v = (uint16_t)n;
+	if (s->loading)
+		*v = (uint16_t)n;
 }
 
 static void disk_fields(struct vm_disk *d, struct sbuf *s)

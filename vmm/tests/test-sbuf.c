@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "../util.h"
 #include "check-main.h"
@@ -84,6 +85,24 @@ START_TEST(round_trip)
 	ck_assert_int_eq(l.err, 0);
 	need_equal(&v, &sample);
 	sb_free(&s);
+}
+END_TEST
+
+/* Others may read what is being saved: not even the same value is written. */
+START_TEST(saving_only_reads)
+{
+	struct all *v =
+		mmap(NULL, sizeof(*v), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct sbuf s;
+
+	ck_assert_ptr_ne(v, MAP_FAILED);
+	*v = sample;
+	ck_assert_int_eq(mprotect(v, sizeof(*v), PROT_READ), 0);
+	sb_init_save(&s);
+	fields(v, &s);
+	ck_assert_int_eq(s.err, 0);
+	sb_free(&s);
+	munmap(v, sizeof(*v));
 }
 END_TEST
 
@@ -370,9 +389,11 @@ END_TEST
 int main(void)
 {
 	const TTest *const tests[] = {
-		round_trip,	  layout,	truncated,	     too_long, flipped,
-		strings,	  errors_latch, booleans_and_ranges, sections, sections_truncated,
-		sections_hostile, grows,
+		round_trip, saving_only_reads,	layout,
+		truncated,  too_long,		flipped,
+		strings,    errors_latch,	booleans_and_ranges,
+		sections,   sections_truncated, sections_hostile,
+		grows,
 	};
 
 	return check_main("sbuf", tests, ARRAY_SIZE(tests));
