@@ -220,8 +220,8 @@ static bool tx_one(struct virtio_net *n, struct net_pair *p)
 	struct virtq_chain c = {.iov = n->iov[0], .max = NET_QUEUE_SIZE};
 	int ret;
 
-	if (!virtio_pop(v, tx_index(p), &c))
-		return virtio_live(v) && virtq_want_kicks(q, ram_of(n));
+	if (!virtio_take(v, tx_index(p), &c))
+		return false;
 	if (c.out_len < sizeof(struct net_hdr)) {
 		virtio_fail(v, "queue %u: %llu bytes to send, less than a header", tx_index(p),
 			    (unsigned long long)c.out_len);

@@ -302,6 +302,33 @@ int virtio_pop(struct virtio *v, unsigned queue, struct virtq_chain *c)
 	return 0;
 }
 
+int virtio_take(struct virtio *v, unsigned queue, struct virtq_chain *c)
+{
+	struct virtq *q = &v->queue[queue].q;
+
+	while (!virtio_pop(v, queue, c)) {
+		if (!virtio_live(v) || !virtq_want_kicks(q, ram_of(v)))
+			return 0;
+		/* Some came just before it was asked to kick. */
+		virtq_no_kicks(q, ram_of(v));
+	}
+	return 1;
+}
+
+struct virtio_turn virtio_begin_turn(struct virtio *v, unsigned queue, int64_t left)
+{
+	virtq_no_kicks(&v->queue[queue].q, ram_of(v));
+	return (struct virtio_turn){.v = v, .queue = queue, .left = left};
+}
+
+int virtio_next(struct virtio_turn *t, struct virtq_chain *c)
+{
+	if (t->left > 0)
+		return virtio_take(t->v, t->queue, c);
+	virtio_serve_all(t->v);
+	return 0;
+}
+
 void virtio_signal(struct virtio *v, unsigned queue)
 {
 	if (v->transport && virtq_must_signal(&v->queue[queue].q, ram_of(v)))

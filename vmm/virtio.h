@@ -175,6 +175,24 @@ void virtio_end(struct virtio *v);
  */
 int virtio_pop(struct virtio *v, unsigned queue, struct virtq_chain *c);
 
+/* virtio_pop(), and a driver whose queue is found empty is asked to kick for its next chain. */
+int virtio_take(struct virtio *v, unsigned queue, struct virtq_chain *c);
+
+/*
+ * A turn of a queue on the loop's thread. serve() begins one and takes chains with virtio_next()
+ * until that returns 0: no chain is left, the device is not live any more, or `left`, from which
+ * serve() takes what each chain cost it, is used up. Then others have their turn, and the queue is
+ * served again after them. Kicks are not asked for meanwhile.
+ */
+struct virtio_turn {
+	struct virtio *v;
+	unsigned queue;
+	int64_t left;
+};
+
+struct virtio_turn virtio_begin_turn(struct virtio *v, unsigned queue, int64_t left);
+int virtio_next(struct virtio_turn *t, struct virtq_chain *c);
+
 /* virtq_push(), and the interrupt if the driver wants one. */
 void virtio_push(struct virtio *v, unsigned queue, uint16_t head, uint32_t written);
 

@@ -322,30 +322,18 @@ static bool serve_chain(struct virtio_balloon *b, unsigned queue, const struct v
 static void balloon_serve(struct virtio *v, unsigned queue)
 {
 	struct virtio_balloon *b = to_balloon(v);
-	struct ram *ram = &v->dev.vm->ram;
-	struct virtq *q = &v->queue[queue].q;
+	struct virtio_turn turn;
 	struct iovec iov[QUEUE_SIZE];
 	struct virtq_chain c = {.iov = iov, .max = QUEUE_SIZE};
-	int64_t turn = TURN;
 
 	if (queue > DEFLATE_QUEUE && !is_stats(v, queue) && !virtio_has(v, F_REPORTING))
 		return;
-	do {
-		virtq_no_kicks(q, ram);
-		while (turn > 0 && virtio_pop(v, queue, &c)) {
-			if (serve_chain(b, queue, &c, &turn))
-				continue;
-			virtq_unpop(q);
-			if (!virtio_live(v))
-				return;
-		}
-		if (turn <= 0) {
-			/* Others have their turn first. */
-			virtio_serve_all(v);
-			return;
-		}
-	} while (virtio_live(v) && virtq_want_kicks(q, ram));
-	if (is_stats(v, queue))
+	turn = virtio_begin_turn(v, queue, TURN);
+	while (virtio_next(&turn, &c)) {
+		if (!serve_chain(b, queue, &c, &turn.left))
+			virtq_unpop(&v->queue[queue].q);
+	}
+	if (is_stats(v, queue) && turn.left > 0)
 		next_stats(b);
 }
 

@@ -40,7 +40,7 @@
 
 #define QUEUE_SIZE 256U
 #define POOL_SIZE 128U			 /* requests of a queue under way */
-#define SERVE_MAX 256U			 /* chains of a queue in one turn */
+#define TURN 256U			 /* chains of a queue in one turn */
 #define IOV_MAX_DATA (DISK_IOV_MAX - 2U) /* buffers of data; header and status are two more */
 #define PHYS_BLOCK_EXP 3U		 /* 8 sectors: what file systems and disks are made of */
 
@@ -456,27 +456,19 @@ static void blk_serve(struct virtio *v, unsigned queue)
 {
 	struct virtio_blk *b = to_blk(v);
 	struct blk_queue *q = &b->queue[queue];
-	struct virtq *ring = &v->queue[queue].q;
+	struct virtio_turn turn = virtio_begin_turn(v, queue, TURN);
+	struct request *r;
 
 	q->starved = false;
-	virtq_no_kicks(ring, ram_of(b));
-	for (unsigned turn = 0; turn < SERVE_MAX; turn++) {
-		struct request *r = get_request(b, queue);
-
-		if (!r) {
-			q->starved = true;
+	while ((r = get_request(b, queue))) {
+		if (!virtio_next(&turn, &r->chain)) {
+			put_request(r);
 			return;
 		}
-		if (virtio_pop(v, queue, &r->chain)) {
-			start_request(r);
-			continue;
-		}
-		put_request(r);
-		if (!virtio_live(v) || !virtq_want_kicks(ring, ram_of(b)))
-			return;
+		turn.left--;
+		start_request(r);
 	}
-	/* Others have their turn first. */
-	virtio_serve_all(v);
+	q->starved = true;
 }
 
 static void blk_reset_queues(struct virtio *v)

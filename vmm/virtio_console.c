@@ -36,9 +36,9 @@ enum {
 
 #define QUEUE_SIZE 128U
 #define CHUNK 4096U
-/* What one turn on the loop's thread may take: bytes, and buffers of few. */
-#define TURN_BYTES (256 * KIB)
-#define TURN_CHAINS 256U
+/* What one turn may take: bytes, and what a buffer costs besides. */
+#define TURN (int64_t)(256 * KIB)
+#define CHAIN_COST KIB
 #define LISTEN_BACKLOG 8
 #define ACCEPT_RETRY_NS (100 * NS_PER_MS)
 
@@ -241,39 +241,25 @@ static bool take(struct virtio_console *c, const struct virtq_chain *chain)
 
 static void serve_tx(struct virtio_console *c)
 {
-	struct virtio *v = &c->v;
-	struct ram *ram = &v->dev.vm->ram;
-	struct virtq *q = &v->queue[TX].q;
+	struct virtio_turn turn = virtio_begin_turn(&c->v, TX, TURN);
 	struct iovec iov[QUEUE_SIZE];
 	struct virtq_chain chain = {.iov = iov, .max = QUEUE_SIZE};
-	uint64_t bytes = 0;
 
-	for (unsigned chains = 0;;) {
-		virtq_no_kicks(q, ram);
-		while (chains < TURN_CHAINS && bytes < TURN_BYTES && virtio_pop(v, TX, &chain)) {
-			uint64_t before = c->tx_done;
+	while (virtio_next(&turn, &chain)) {
+		uint64_t before = c->tx_done;
 
-			if (chain.n_in) {
-				virtio_fail(v, "a buffer to send that is to be written");
-				break;
-			}
-			if (!take(c, &chain)) {
-				virtq_unpop(q);
-				poll_out(c); /* which goes on here */
-				return;
-			}
-			bytes += c->tx_done - before;
-			c->tx_done = 0;
-			chains++;
-			virtio_push(v, TX, chain.head, 0);
-		}
-		if (chains == TURN_CHAINS || bytes >= TURN_BYTES) {
-			/* Others have their turn first. */
-			virtio_serve_all(v);
+		if (chain.n_in) {
+			virtio_fail(&c->v, "a buffer to send that is to be written");
 			break;
 		}
-		if (!virtio_live(v) || !virtq_want_kicks(q, ram))
-			break;
+		if (!take(c, &chain)) {
+			virtq_unpop(&c->v.queue[TX].q);
+			poll_out(c); /* which goes on here */
+			return;
+		}
+		turn.left -= (int64_t)(CHAIN_COST + c->tx_done - before);
+		c->tx_done = 0;
+		virtio_push(&c->v, TX, chain.head, 0);
 	}
 	flush(c);
 	poll_out(c);
@@ -332,41 +318,29 @@ static uint32_t next_input(struct virtio_console *c, void *buf, uint32_t len)
 static void serve_rx(struct virtio_console *c)
 {
 	struct virtio *v = &c->v;
-	struct ram *ram = &v->dev.vm->ram;
-	struct virtq *q = &v->queue[RX].q;
+	struct virtio_turn turn = virtio_begin_turn(v, RX, TURN);
 	struct iovec iov[QUEUE_SIZE];
 	struct virtq_chain chain = {.iov = iov, .max = QUEUE_SIZE};
 	uint8_t chunk[CHUNK];
-	uint64_t bytes = 0;
 
-	for (unsigned chains = 0;;) {
-		virtq_no_kicks(q, ram);
-		while (chains < TURN_CHAINS && bytes < TURN_BYTES && virtio_pop(v, RX, &chain)) {
-			uint32_t n;
+	while (virtio_next(&turn, &chain)) {
+		uint32_t n;
 
-			if (chain.n_out || !chain.in_len) {
-				virtio_fail(v, "a buffer for input that cannot be written");
-				return;
-			}
-			n = next_input(c, chunk, (uint32_t)MIN(chain.in_len, sizeof(chunk)));
-			if (n == 0) {
-				/* It is the peer that is waited for: no kick is of use. */
-				virtq_unpop(q);
-				if (c->peer && !c->peer->in_eof && !c->peer->in.pending)
-					loop_poll(loop_of(c), &c->peer->in, c->peer->fd, POLLIN);
-				return;
-			}
-			virtq_write(&chain, ram, 0, chunk, n);
-			virtio_push(v, RX, chain.head, n);
-			bytes += n;
-			chains++;
-		}
-		if (chains == TURN_CHAINS || bytes >= TURN_BYTES) {
-			virtio_serve_all(v);
+		if (chain.n_out || !chain.in_len) {
+			virtio_fail(v, "a buffer for input that cannot be written");
 			return;
 		}
-		if (!virtio_live(v) || !virtq_want_kicks(q, ram))
+		n = next_input(c, chunk, (uint32_t)MIN(chain.in_len, sizeof(chunk)));
+		if (n == 0) {
+			/* It is the peer that is waited for: no kick is of use. */
+			virtq_unpop(&v->queue[RX].q);
+			if (c->peer && !c->peer->in_eof && !c->peer->in.pending)
+				loop_poll(loop_of(c), &c->peer->in, c->peer->fd, POLLIN);
 			return;
+		}
+		virtq_write(&chain, &v->dev.vm->ram, 0, chunk, n);
+		virtio_push(v, RX, chain.head, n);
+		turn.left -= (int64_t)(CHAIN_COST + n);
 	}
 }
 

@@ -9,9 +9,9 @@
 
 #define RNG_QUEUE 64U
 #define CHUNK 4096U
-/* What one turn on the loop's thread may take: bytes, and buffers of few. */
-#define TURN_BYTES VIRTIO_RNG_MAX
-#define TURN_CHAINS 64U
+/* What one turn may take: bytes, and what a buffer costs besides. */
+#define TURN (int64_t) VIRTIO_RNG_MAX
+#define CHAIN_COST (TURN / 64)
 
 struct virtio_rng {
 	struct virtio v;
@@ -39,33 +39,20 @@ static uint32_t fill(const struct virtq_chain *c, struct ram *ram)
 
 static void rng_serve(struct virtio *v, unsigned queue)
 {
-	struct ram *ram = &v->dev.vm->ram;
-	struct virtq *q = &v->queue[queue].q;
+	struct virtio_turn turn = virtio_begin_turn(v, queue, TURN);
 	struct iovec iov[RNG_QUEUE];
 	struct virtq_chain c = {.iov = iov, .max = RNG_QUEUE};
-	uint64_t bytes = 0;
 
-	for (unsigned chains = 0;;) {
-		virtq_no_kicks(q, ram);
-		while (chains < TURN_CHAINS && bytes < TURN_BYTES && virtio_pop(v, queue, &c)) {
-			uint32_t n;
+	while (virtio_next(&turn, &c)) {
+		uint32_t n;
 
-			if (c.n_out || !c.in_len) {
-				virtio_fail(v, "a request that is not just a buffer to fill");
-				return;
-			}
-			n = fill(&c, ram);
-			virtio_push(v, queue, c.head, n);
-			bytes += n;
-			chains++;
-		}
-		if (chains == TURN_CHAINS || bytes >= TURN_BYTES) {
-			/* Others have their turn first. */
-			virtio_serve_all(v);
+		if (c.n_out || !c.in_len) {
+			virtio_fail(v, "a request that is not just a buffer to fill");
 			return;
 		}
-		if (!virtio_live(v) || !virtq_want_kicks(q, ram))
-			return;
+		n = fill(&c, &v->dev.vm->ram);
+		virtio_push(v, queue, c.head, n);
+		turn.left -= CHAIN_COST + n;
 	}
 }
 

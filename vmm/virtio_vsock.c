@@ -28,7 +28,7 @@
 #define EVENT_TRANSPORT_RESET 0U
 
 /* Packets of each direction in one go on the loop's thread. */
-#define BUDGET 256U
+#define TURN 256
 
 #define HOLD_LOOK_NS (5 * NS_PER_MS)
 #define HOLD_NS (2 * NS_PER_SEC)
@@ -61,57 +61,42 @@ static struct virtq_chain new_chain(struct virtio_vsock *s)
 	return (struct virtq_chain){.iov = s->iov, .max = ARRAY_SIZE(s->iov)};
 }
 
-/* From the guest. true: there may be more than one turn is for. */
-static bool serve_tx(struct virtio_vsock *s)
+/* From the guest. */
+static void serve_tx(struct virtio_vsock *s)
 {
 	struct virtio *v = &s->v;
-	struct ram *ram = &v->dev.vm->ram;
-	struct virtq *q = &v->queue[QUEUE_TX].q;
-	unsigned n = 0;
+	struct virtio_turn turn = virtio_begin_turn(v, QUEUE_TX, TURN);
+	struct virtq_chain c = new_chain(s);
 
-	virtq_no_kicks(q, ram);
 	/* While the guest takes none of our answers we take none of its packets (5.10.6.1.2). */
-	while (!vsock_mux_full(&s->mux) && n < BUDGET) {
-		struct virtq_chain c = new_chain(s);
+	while (!vsock_mux_full(&s->mux) && virtio_next(&turn, &c)) {
 		struct vsock_hdr hdr;
 
-		if (!virtio_pop(v, QUEUE_TX, &c)) {
-			if (virtio_live(v) && virtq_want_kicks(q, ram))
-				continue;
-			break;
-		}
 		if (virtq_read(&c, 0, &hdr, sizeof(hdr)) < sizeof(hdr)) {
 			virtio_fail(v, "a packet without a whole header");
 			break;
 		}
 		vsock_mux_packet(&s->mux, &hdr, &c);
-		virtq_push(q, ram, c.head, 0);
-		n++;
+		virtq_push(&v->queue[QUEUE_TX].q, &v->dev.vm->ram, c.head, 0);
+		turn.left--;
 	}
-	if (n)
+	if (turn.left < TURN)
 		virtio_signal(v, QUEUE_TX);
-	return n == BUDGET;
 }
 
-/* To the guest. As serve_tx(). */
-static bool serve_rx(struct virtio_vsock *s)
+/* To the guest. */
+static void serve_rx(struct virtio_vsock *s)
 {
 	struct virtio *v = &s->v;
 	struct ram *ram = &v->dev.vm->ram;
 	struct virtq *q = &v->queue[QUEUE_RX].q;
-	unsigned n = 0;
+	struct virtio_turn turn = virtio_begin_turn(v, QUEUE_RX, TURN);
+	struct virtq_chain c = new_chain(s);
 
-	virtq_no_kicks(q, ram);
-	while (vsock_mux_has_packet(&s->mux) && n < BUDGET) {
-		struct virtq_chain c = new_chain(s);
+	while (vsock_mux_has_packet(&s->mux) && virtio_next(&turn, &c)) {
 		struct vsock_hdr hdr;
 		int len;
 
-		if (!virtio_pop(v, QUEUE_RX, &c)) {
-			if (virtio_live(v) && virtq_want_kicks(q, ram))
-				continue;
-			break;
-		}
 		if (c.in_len <= VSOCK_HDR_LEN) {
 			virtio_fail(v, "a receive buffer without room for data");
 			break;
@@ -124,22 +109,21 @@ static bool serve_rx(struct virtio_vsock *s)
 		virtq_stored(&c, ram, VSOCK_HDR_LEN, (uint64_t)len);
 		virtq_write(&c, ram, 0, &hdr, sizeof(hdr));
 		virtq_push(q, ram, c.head, (uint32_t)VSOCK_HDR_LEN + (uint32_t)len);
-		n++;
+		turn.left--;
 	}
-	if (n)
+	if (turn.left < TURN)
 		virtio_signal(v, QUEUE_RX);
-	return n == BUDGET;
 }
 
 /* Both directions, as long as it is fair to others on the loop. The guest is to be talked to. */
 static void pump(struct virtio_vsock *s)
 {
-	bool more = serve_tx(s);
-	bool was_full = vsock_mux_full(&s->mux);
+	bool was_full;
 
-	if (serve_rx(s))
-		more = true;
-	if (more || (was_full && !vsock_mux_full(&s->mux)))
+	serve_tx(s);
+	was_full = vsock_mux_full(&s->mux);
+	serve_rx(s);
+	if (was_full && !vsock_mux_full(&s->mux))
 		virtio_serve_all(&s->v);
 }
 
@@ -162,21 +146,17 @@ static uint16_t event_buffers(struct virtio_vsock *s)
 static void send_event(struct virtio_vsock *s)
 {
 	struct virtio *v = &s->v;
-	struct ram *ram = &v->dev.vm->ram;
-	struct virtq *q = &v->queue[QUEUE_EVENT].q;
 	struct virtq_chain c = new_chain(s);
 	const uint32_t id = EVENT_TRANSPORT_RESET;
 
-	while (!virtio_pop(v, QUEUE_EVENT, &c)) {
-		if (!virtio_live(v) || !virtq_want_kicks(q, ram))
-			return;
-	}
+	if (!virtio_take(v, QUEUE_EVENT, &c))
+		return;
 	if (c.in_len < sizeof(id)) {
 		virtio_fail(v, "a buffer too small for an event");
 		return;
 	}
 	s->event_idx = event_buffers(s);
-	virtq_write(&c, ram, 0, &id, sizeof(id));
+	virtq_write(&c, &v->dev.vm->ram, 0, &id, sizeof(id));
 	virtio_push(v, QUEUE_EVENT, c.head, sizeof(id));
 	s->reset_owed = false;
 }
