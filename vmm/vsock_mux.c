@@ -12,6 +12,7 @@
 /* Taken from the listening socket, and from epoll, in one go. */
 #define ACCEPT_BATCH 16
 #define EVENT_BATCH 64
+#define LISTEN_BACKLOG 128
 
 static struct loop *loop_of(const struct vsock_mux *m)
 {
@@ -70,12 +71,12 @@ unsigned vsock_mux_open_conns(const struct vsock_mux *m)
 static void update_listening(struct vsock_mux *m)
 {
 	struct epoll_event ev = {.events = EPOLLIN}; /* and no connection */
-	bool want = m->listener.fd >= 0 && vsock_mux_up(m) && m->n_conns < VSOCK_MAX_CONNS &&
+	bool want = m->listen_fd >= 0 && vsock_mux_up(m) && m->n_conns < VSOCK_MAX_CONNS &&
 		    !m->accept_failed;
 
 	if (want == m->listening)
 		return;
-	if (epoll_ctl(m->epoll_fd, want ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, m->listener.fd, &ev))
+	if (epoll_ctl(m->epoll_fd, want ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, m->listen_fd, &ev))
 		log_warn("vsock: cannot wait for connections at %s: %s", m->path, strerror(errno));
 	else
 		m->listening = want;
@@ -96,7 +97,7 @@ void vsock_mux_start_tick(struct vsock_mux *m)
 static void accept_some(struct vsock_mux *m)
 {
 	for (unsigned i = 0; i < ACCEPT_BATCH && m->n_conns < VSOCK_MAX_CONNS; i++) {
-		int fd = accept4(m->listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		int fd = accept4(m->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 		if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED))
 			return;
@@ -140,21 +141,35 @@ out:
 
 int vsock_mux_listen(struct vsock_mux *m, struct errmsg *err)
 {
-	int ret;
+	int ret = 0;
 
 	pthread_mutex_lock(&m->v->lock);
-	ret = m->listener.fd >= 0 ? 0 : vsock_listen(&m->listener, m->path, err);
+	if (m->listen_fd < 0) {
+		ret = unix_listen(&m->address, "vsock", m->path, LISTEN_BACKLOG, err);
+		m->listen_fd = MAX(ret, -1);
+		ret = MIN(ret, 0);
+	}
 	/* A machine that runs already has nothing else that would bring it to its notice. */
 	virtio_serve_all(m->v);
 	pthread_mutex_unlock(&m->v->lock);
 	return ret;
 }
 
+/* Whoever waits to be accepted is refused. */
+static void stop_listening(struct vsock_mux *m)
+{
+	if (m->listen_fd < 0)
+		return;
+	unix_unlisten(&m->address);
+	close(m->listen_fd);
+	m->listen_fd = -1;
+	m->listening = false;
+}
+
 void vsock_mux_unlisten(struct vsock_mux *m)
 {
 	pthread_mutex_lock(&m->v->lock);
-	vsock_unlisten(&m->listener);
-	m->listening = false;
+	stop_listening(m);
 	pthread_mutex_unlock(&m->v->lock);
 }
 
@@ -220,7 +235,7 @@ int vsock_mux_init(struct vsock_mux *m, struct virtio *v, const struct vm_vsock 
 	memcpy(m->path, cfg->path, sizeof(m->path));
 	m->kick = kick;
 	m->next_port = VSOCK_FIRST_PORT;
-	m->listener.fd = -1;
+	m->listen_fd = -1;
 	m->epoll_op.done = on_events;
 	m->tick_op.done = on_tick;
 	m->reap_task.run = reap;
@@ -248,7 +263,7 @@ void vsock_mux_destroy(struct vsock_mux *m)
 	struct loop *loop = loop_of(m);
 	struct vsock_conn *c;
 
-	vsock_unlisten(&m->listener);
+	stop_listening(m);
 	while ((c = LIST_FIRST(&m->all)))
 		vsock_conn_close(c);
 	free_dead(m);

@@ -21,6 +21,7 @@
 #define GODWIT_VSOCK_MUX_H
 
 #include "sbuf.h"
+#include "unix_listen.h"
 #include "virtio.h"
 #include "vm_devices.h"
 #include "vsock_conn.h"
@@ -67,7 +68,8 @@ struct vsock_mux {
 
 	int epoll_fd;
 	struct loop_op epoll_op, tick_op;
-	struct vsock_listener listener;
+	int listen_fd; /* -1: none */
+	struct unix_listen address;
 	bool listening;	    /* epoll knows the listener */
 	bool accept_failed; /* by lack of something: the next tick tries again */
 	struct loop_task reap_task;

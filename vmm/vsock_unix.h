@@ -13,32 +13,11 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/types.h>
 #include <sys/un.h>
-
-#include "log.h"
 
 /* Longest PATH with which PATH_4294967295 still is an address. */
 #define VSOCK_SUFFIX_MAX (sizeof("_4294967295") - 1)
 #define VSOCK_PATH_MAX (sizeof(((struct sockaddr_un *)0)->sun_path) - 1 - VSOCK_SUFFIX_MAX)
-
-/* A socket that listens at a path. */
-struct vsock_listener {
-	int fd; /* -1: none */
-	struct sockaddr_un addr;
-	/* Which file it is: somebody may have put another one in its place. */
-	dev_t dev;
-	ino_t ino;
-};
-
-/*
- * Listens at path with mode 0600. A socket whose owner is dead is replaced; a live one's is
- * -EADDRINUSE. -ENAMETOOLONG, -errno with the cause in err, l->fd is -1 then.
- */
-int vsock_listen(struct vsock_listener *l, const char *path, struct errmsg *err);
-
-/* Removes the file if it is still ours; who waits to be accepted is refused. */
-void vsock_unlisten(struct vsock_listener *l);
 
 /* A socket connected to PATH_port, or -errno: -ENOENT and -ECONNREFUSED when nobody listens,
  * -EAGAIN when too many wait there already. */

@@ -130,7 +130,7 @@ START_TEST(dead_owner)
 	file = open(g->cfg.path, O_CREAT | O_WRONLY, 0600);
 	ck_assert_int_ge(file, 0);
 	close(file);
-	ck_assert_int_eq(virtio_vsock_ops.acquire(&g->d->v->dev, &err), -EADDRINUSE);
+	ck_assert_int_eq(virtio_vsock_ops.acquire(&g->d->v->dev, &err), -EEXIST);
 	ck_assert_str_ne(err.text, "");
 	ck_assert_int_eq(access(g->cfg.path, F_OK), 0);
 	/* Nor is somebody else's taken away. */
