@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "pages.h"
 
-#include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 static int flush_batch(struct page_path *p, struct errmsg *err)
 {
@@ -33,14 +30,26 @@ static int ensure_batch(struct page_path *p, struct errmsg *err)
 	return 0;
 }
 
-static void add_zero(struct page_path *p, uint64_t index)
+/* A page that is all zeros, or that the host has no memory for. */
+static int send_zero(struct page_path *p, uint64_t index, struct errmsg *err)
 {
-	struct conn_batch *b = p->batch;
-	struct wire_desc *last = b->head.n_descs ? &b->desc[b->head.n_descs - 1] : NULL;
+	struct page_hash *held = &p->hashes->table[index];
+	struct wire_desc *last;
+	struct conn_batch *b;
+	int ret;
 
+	p->total.zero++;
+	if (hash_equal(held, &p->hashes->zero))
+		return 0;
+	ret = ensure_batch(p, err);
+	if (ret)
+		return ret;
+	*held = p->hashes->zero;
+	b = p->batch;
+	last = b->head.n_descs ? &b->desc[b->head.n_descs - 1] : NULL;
 	if (last && last->kind == WIRE_PAGE_ZERO && last->index + last->count == index) {
 		last->count++;
-		return;
+		return 0;
 	}
 	b->desc[b->head.n_descs++] = (struct wire_desc){
 		.index = index,
@@ -48,6 +57,7 @@ static void add_zero(struct page_path *p, uint64_t index)
 		.kind = WIRE_PAGE_ZERO,
 		.hash = p->hashes->zero,
 	};
+	return 0;
 }
 
 static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
@@ -59,17 +69,10 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 
 	if (ret)
 		return ret;
-	p->total.scanned++;
 	staged = p->batch->data + p->batch->head.n_data * PAGE_SIZE;
 	memcpy(staged, ram_page(&p->vm->ram, index), PAGE_SIZE);
-	if (page_is_zero(staged)) {
-		p->total.zero++;
-		if (hash_equal(held, &p->hashes->zero))
-			return 0;
-		add_zero(p, index);
-		*held = p->hashes->zero;
-		return 0;
-	}
+	if (page_is_zero(staged))
+		return send_zero(p, index, err);
 	hash = hash_page(p->hashes, staged);
 	if (hash_equal(held, &hash)) {
 		p->total.unchanged++;
@@ -87,76 +90,6 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 	return 0;
 }
 
-/* ---- holes ---- */
-
-/*
- * Pages of the memfd that nobody has touched, or that were given back: they read as zeros, and
- * reading them would allocate them. That is as true of a moment only as everything about a
- * guest's memory: a hole may be stored into right after it was looked at. So it is asked after
- * the dirty bits are cleared, range by range, and such a store is in the next round. The other
- * way round, a page that is given back between the look and the copy is allocated again by the
- * copy; it is sent as zeros all the same, and what that costs is less than a range.
- */
-struct holes {
-	uint64_t bits[PAGES_RANGE_WORDS]; /* of one range */
-};
-
-/* The first page at or after index that may hold something; index itself where nobody knows. */
-static uint64_t next_data(const struct ram *ram, uint64_t index)
-{
-	off_t at = lseek(ram->fd, (off_t)(index * PAGE_SIZE), SEEK_DATA);
-
-	if (at < 0)
-		return errno == ENXIO ? ram->npages : index;
-	return MAX((uint64_t)at / PAGE_SIZE, index);
-}
-
-/*
- * Which of the pages [first, end) of the range from `base` on are holes. SEEK_DATA tells how long
- * a hole is at the price of one call; but SEEK_HOLE walks through all memory that lies behind,
- * which would make a round quadratic. So pages in memory are found with mincore(). It takes those
- * in swap for absent, hence SEEK_DATA has the last word on each that is not there.
- */
-static void find_holes(const struct ram *ram, uint64_t base, uint64_t first, uint64_t end,
-		       struct holes *h)
-{
-	unsigned char in_core[PAGES_RANGE_WORDS * 64];
-	bool asked = false;
-
-	*h = (struct holes){0};
-	for (uint64_t at = first; at < end;) {
-		uint64_t data = next_data(ram, at);
-
-		for (; at < MIN(data, end); at++)
-			h->bits[(at - base) / 64] |= 1ULL << ((at - base) % 64);
-		if (++at >= end)
-			break;
-		if (!asked && mincore((void *)(uintptr_t)ram_page(ram, at), (end - at) * PAGE_SIZE,
-				      in_core + (at - first)))
-			break; /* not known: none is taken for a hole */
-		asked = true;
-		while (at < end && in_core[at - first] & 1)
-			at++;
-	}
-}
-
-static int send_hole(struct page_path *p, uint64_t index, struct errmsg *err)
-{
-	struct page_hash *held = &p->hashes->table[index];
-	int ret;
-
-	p->total.scanned++;
-	p->total.zero++;
-	if (hash_equal(held, &p->hashes->zero))
-		return 0;
-	ret = ensure_batch(p, err);
-	if (ret)
-		return ret;
-	add_zero(p, index);
-	*held = p->hashes->zero;
-	return 0;
-}
-
 /* ---- rounds ---- */
 
 static int send_word(struct page_path *p, uint64_t word, uint64_t bits, uint64_t holes,
@@ -168,7 +101,8 @@ static int send_word(struct page_path *p, uint64_t word, uint64_t bits, uint64_t
 		unsigned bit = (unsigned)__builtin_ctzll(bits);
 		uint64_t index = word * 64 + bit;
 
-		ret = holes >> bit & 1 ? send_hole(p, index, err) : send_page(p, index, err);
+		p->total.scanned++;
+		ret = holes >> bit & 1 ? send_zero(p, index, err) : send_page(p, index, err);
 	}
 	return ret;
 }
@@ -178,7 +112,7 @@ static int send_range(struct page_path *p, uint64_t word, uint64_t n, struct err
 {
 	uint64_t *bitmap = p->dirty->bitmap + word;
 	uint64_t lo = 0, hi = n;
-	struct holes holes;
+	uint64_t holes[PAGES_RANGE_WORDS];
 	int ret;
 
 	while (lo < n && !bitmap[lo])
@@ -191,13 +125,15 @@ static int send_range(struct page_path *p, uint64_t word, uint64_t n, struct err
 	ret = dirty_clear(p->dirty, word, n, err);
 	if (ret)
 		return ret;
-	find_holes(&p->vm->ram, word * 64, (word + lo) * 64 + (unsigned)__builtin_ctzll(bitmap[lo]),
-		   (word + hi) * 64 - (unsigned)__builtin_clzll(bitmap[hi - 1]), &holes);
+	/* After the clearing, too: a hole that the guest stores into now is in the next round. */
+	ram_find_holes(&p->vm->ram, word * 64,
+		       (word + lo) * 64 + (unsigned)__builtin_ctzll(bitmap[lo]),
+		       (word + hi) * 64 - (unsigned)__builtin_clzll(bitmap[hi - 1]), holes);
 	for (uint64_t i = lo; i < hi && ret == 0; i++) {
 		uint64_t bits = bitmap[i];
 
 		bitmap[i] = 0;
-		ret = send_word(p, word + i, bits, holes.bits[i], err);
+		ret = send_word(p, word + i, bits, holes[i], err);
 	}
 	return ret;
 }

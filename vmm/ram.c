@@ -218,22 +218,54 @@ uint64_t ram_used(const struct ram *ram)
 	return fstat(ram->fd, &st) ? ram->size : MIN((uint64_t)st.st_blocks * 512, ram->size);
 }
 
+/* The first page at or after index that may hold something; index itself where nobody knows. */
+static uint64_t next_data(const struct ram *ram, uint64_t index)
+{
+	off_t at = lseek(ram->fd, (off_t)(index * PAGE_SIZE), SEEK_DATA);
+
+	if (at < 0)
+		return errno == ENXIO ? ram->npages : index;
+	return MAX((uint64_t)at / PAGE_SIZE, index);
+}
+
 bool ram_next_populated(const struct ram *ram, uint64_t *index, uint64_t *n)
 {
-	off_t start, end;
+	off_t end;
 
+	if (*index < ram->npages)
+		*index = next_data(ram, *index);
 	if (*index >= ram->npages)
 		return false;
-	start = lseek(ram->fd, (off_t)(*index * PAGE_SIZE), SEEK_DATA);
-	if (start < 0 && errno == ENXIO)
-		return false;
-	end = start < 0 ? -1 : lseek(ram->fd, start, SEEK_HOLE);
-	if (end < 0) {
-		/* Without SEEK_DATA every page may hold something. */
-		*n = ram->npages - *index;
-		return true;
-	}
-	*index = (uint64_t)start / PAGE_SIZE;
-	*n = ALIGN_UP((uint64_t)end, PAGE_SIZE) / PAGE_SIZE - *index;
+	end = lseek(ram->fd, (off_t)(*index * PAGE_SIZE), SEEK_HOLE);
+	*n = (end < 0 ? ram->npages : ALIGN_UP((uint64_t)end, PAGE_SIZE) / PAGE_SIZE) - *index;
 	return true;
+}
+
+/*
+ * SEEK_DATA tells how long a hole is at the price of one call; but SEEK_HOLE walks through all
+ * memory that lies behind, which would make a walk over all of RAM quadratic. So pages in memory
+ * are found with mincore(). It takes those in swap for absent, hence SEEK_DATA has the last word on
+ * each that is not there.
+ */
+void ram_find_holes(const struct ram *ram, uint64_t base, uint64_t first, uint64_t end,
+		    uint64_t holes[RAM_HOLES_MAX / 64])
+{
+	unsigned char in_core[RAM_HOLES_MAX];
+	bool asked = false;
+
+	memset(holes, 0, RAM_HOLES_MAX / 8);
+	for (uint64_t at = first; at < end;) {
+		uint64_t data = next_data(ram, at);
+
+		for (; at < MIN(data, end); at++)
+			holes[(at - base) / 64] |= 1ULL << ((at - base) % 64);
+		if (++at >= end)
+			break;
+		if (!asked && mincore(ram->host + at * PAGE_SIZE, (end - at) * PAGE_SIZE,
+				      in_core + (at - first)))
+			break; /* not known: none is taken for a hole */
+		asked = true;
+		while (at < end && in_core[at - first] & 1)
+			at++;
+	}
 }

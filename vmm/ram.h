@@ -97,6 +97,15 @@ void ram_dma_write(struct ram *ram, void *host, const void *buf, uint64_t len);
  */
 bool ram_next_populated(const struct ram *ram, uint64_t *index, uint64_t *n);
 
+/*
+ * Sets a bit (bit 0 for page `base`) for each page of [first, end) that nobody has touched, or that
+ * was given back: it reads as zeros, and reading it would allocate it. True of a moment only. At
+ * most RAM_HOLES_MAX pages from base on.
+ */
+#define RAM_HOLES_MAX 512U
+void ram_find_holes(const struct ram *ram, uint64_t base, uint64_t first, uint64_t end,
+		    uint64_t holes[RAM_HOLES_MAX / 64]);
+
 /* Bytes of RAM that hold something, that is: that the host has memory for now. */
 uint64_t ram_used(const struct ram *ram);
 
