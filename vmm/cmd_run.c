@@ -18,21 +18,6 @@
 
 #define MEMORY_DEFAULT (512 * MIB)
 
-/* The file must be found again when the guest resets, here or where it has moved to. */
-static int absolute_path(const char *what, const char *path, char out[VM_PATH_MAX],
-			 struct errmsg *err)
-{
-	AUTO_FREE char *full = realpath(path, NULL);
-
-	if (!full)
-		return errmsg_set(err, -errno, "%s %s: %s", what, path, strerror(errno));
-	if (strlen(full) >= VM_PATH_MAX)
-		return errmsg_set(err, -ENAMETOOLONG, "%s %s: the path is longer than %d bytes",
-				  what, full, VM_PATH_MAX - 1);
-	strcpy(out, full);
-	return 0;
-}
-
 static bool has_word(const char *cmdline, const char *start)
 {
 	for (const char *p = cmdline; (p = strstr(p, start)); p++) {
@@ -83,9 +68,9 @@ static int prepare(const struct config *cfg, struct instance *in, int *status, s
 	vm->vcpus = cfg->cpus ? cfg->cpus : 1;
 	in->no_reboot = cfg->no_reboot;
 	in->start_paused = cfg->paused;
-	ret = absolute_path("kernel", cfg->kernel, vm->kernel, err);
+	ret = config_absolute_path("kernel", cfg->kernel, vm->kernel, err);
 	if (ret == 0 && cfg->initrd[0])
-		ret = absolute_path("initrd", cfg->initrd, vm->initrd, err);
+		ret = config_absolute_path("initrd", cfg->initrd, vm->initrd, err);
 	vm->devices = cfg->devices;
 	if (ret == 0)
 		ret = config_absolute_paths(&vm->devices, err);

@@ -93,16 +93,9 @@ static int too_long(const char *option, struct errmsg *err)
 
 static int take_cache(const char *value, uint8_t *dst, struct errmsg *err)
 {
-	static const char *const names[] = {
-		[VM_CACHE_WRITEBACK] = "writeback",
-		[VM_CACHE_NONE] = "none",
-		[VM_CACHE_WRITETHROUGH] = "writethrough",
-		[VM_CACHE_UNSAFE] = "unsafe",
-	};
-
-	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-		if (strcmp(value, names[i]) == 0) {
-			*dst = (uint8_t)i;
+	for (uint8_t i = 0; i <= VM_CACHE_UNSAFE; i++) {
+		if (strcmp(value, vm_cache_name(i)) == 0) {
+			*dst = i;
 			return 0;
 		}
 	}
@@ -345,16 +338,17 @@ int config_override_devices(struct vm_devices *d, const struct vm_devices *here,
 
 /* ---- paths ---- */
 
-static int absolute_image(char path[VM_PATH_MAX], struct errmsg *err)
+int config_absolute_path(const char *what, const char *path, char out[VM_PATH_MAX],
+			 struct errmsg *err)
 {
 	AUTO_FREE char *full = realpath(path, NULL);
 
 	if (!full)
-		return errmsg_set(err, -errno, "disk %s: %s", path, strerror(errno));
+		return errmsg_set(err, -errno, "%s %s: %s", what, path, strerror(errno));
 	if (strlen(full) >= VM_PATH_MAX)
-		return errmsg_set(err, -ENAMETOOLONG, "disk %s: the path is longer than %d bytes",
-				  full, VM_PATH_MAX - 1);
-	strcpy(path, full);
+		return errmsg_set(err, -ENAMETOOLONG, "%s %s: the path is longer than %d bytes",
+				  what, full, VM_PATH_MAX - 1);
+	strcpy(out, full);
 	return 0;
 }
 
@@ -383,7 +377,7 @@ int config_absolute_paths(struct vm_devices *d, struct errmsg *err)
 	int ret = 0;
 
 	for (uint32_t i = 0; i < d->n_disks && ret == 0; i++)
-		ret = absolute_image(d->disk[i].path, err);
+		ret = config_absolute_path("disk", d->disk[i].path, d->disk[i].path, err);
 	if (ret == 0 && d->vsock.present)
 		ret = absolute_socket("vsock", d->vsock.path, err);
 	if (ret == 0 && d->console.present)

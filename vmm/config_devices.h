@@ -32,10 +32,13 @@ int config_override_devices(struct vm_devices *d, const struct vm_devices *here,
 			    struct errmsg *err);
 
 /*
- * Makes every path absolute: the files must be found again when the guest resets, here or where it
- * has moved to. Images must be there (-ENOENT, ... with the path in err); of sockets only the
- * folder.
+ * The absolute path of a file: it must be found again when the guest resets, here or where it has
+ * moved to. out may be path. -ENOENT, -ENAMETOOLONG, ... with `what` and the path in err.
  */
+int config_absolute_path(const char *what, const char *path, char out[VM_PATH_MAX],
+			 struct errmsg *err);
+
+/* Makes every path absolute. Images must be there; of sockets only the folder. */
 int config_absolute_paths(struct vm_devices *d, struct errmsg *err);
 
 /* A random address for each network device that has none: locally administered, unicast. */

@@ -16,15 +16,8 @@ static json_t *u64(uint64_t v)
 
 static json_t *disk_json(const struct vm_disk *d)
 {
-	static const char *const caches[] = {
-		[VM_CACHE_WRITEBACK] = "writeback",
-		[VM_CACHE_NONE] = "none",
-		[VM_CACHE_WRITETHROUGH] = "writethrough",
-		[VM_CACHE_UNSAFE] = "unsafe",
-	};
-
 	return json_pack("{s:s,s:o,s:b,s:s}", "type", "disk", "path", report_text(d->path),
-			 "readonly", d->readonly, "cache", caches[d->cache]);
+			 "readonly", d->readonly, "cache", vm_cache_name(d->cache));
 }
 
 static json_t *net_json(const struct vm *vm, uint32_t i)

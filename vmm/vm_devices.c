@@ -6,6 +6,18 @@
 
 #include "util.h"
 
+const char *vm_cache_name(enum vm_cache cache)
+{
+	static const char *const names[] = {
+		[VM_CACHE_WRITEBACK] = "writeback",
+		[VM_CACHE_NONE] = "none",
+		[VM_CACHE_WRITETHROUGH] = "writethrough",
+		[VM_CACHE_UNSAFE] = "unsafe",
+	};
+
+	return names[cache];
+}
+
 /* A small number that must be min to max. */
 static void u8_range(struct sbuf *s, uint8_t *v, uint32_t min, uint32_t max)
 {

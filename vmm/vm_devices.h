@@ -27,6 +27,9 @@ enum vm_cache {
 	VM_CACHE_UNSAFE,       /* flushes are ignored */
 };
 
+/* As users write it: "writeback". */
+const char *vm_cache_name(enum vm_cache cache);
+
 struct vm_disk {
 	char path[VM_PATH_MAX];
 	char serial[VM_SERIAL_MAX + 1];
