@@ -90,21 +90,12 @@ int state_save(struct vm *vm, int64_t clock_offset_ns, struct sbuf *s, struct er
 		      : 0;
 }
 
-static struct device *find_device(struct vm *vm, const struct sb_section *sec)
-{
-	for (struct device *d = vm->devices; d; d = d->next) {
-		if (strcmp(d->ops->tag, sec->tag) == 0 && d->instance == sec->instance)
-			return d;
-	}
-	return NULL;
-}
-
 /* Whose section is it, and does this godwit read its version? *known: somebody's here. */
 static int check_section(struct vm *vm, const struct sb_section *sec, bool *known,
 			 struct errmsg *err)
 {
 	static const char *const of_machine[] = {tag_irqchip, tag_pit, tag_clock, tag_run};
-	const struct device *d = find_device(vm, sec);
+	const struct device *d = vm_find_device(vm, sec->tag, sec->instance);
 	unsigned min = STATE_VERSION, max = STATE_VERSION;
 
 	*known = d || (strcmp(sec->tag, tag_vcpu) == 0 && sec->instance < vm->n_vcpus);
@@ -129,7 +120,7 @@ static int check_section(struct vm *vm, const struct sb_section *sec, bool *know
 static int load_section(struct vm *vm, const struct sb_section *sec, struct sbuf *body,
 			struct errmsg *err)
 {
-	struct device *d = find_device(vm, sec);
+	struct device *d = vm_find_device(vm, sec->tag, sec->instance);
 	int ret = 0;
 
 	if (d)

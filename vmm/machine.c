@@ -100,8 +100,5 @@ int machine_create(struct vm **out, const struct vm_config *cfg, const struct cp
 
 void machine_power_button(struct vm *vm)
 {
-	for (struct device *d = vm->devices; d; d = d->next) {
-		if (d->ops == &acpi_pm_ops)
-			acpi_pm_power_button(d);
-	}
+	acpi_pm_power_button(vm_find_device(vm, acpi_pm_ops.tag, 0));
 }

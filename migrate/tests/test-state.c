@@ -319,15 +319,36 @@ static void refused(struct whole *w, struct sbuf *s, int ret, const char *text)
 	sb_free(s);
 }
 
+/*
+ * The state of a machine, part by part, for tests that put it together wrongly: part of `saved`, of
+ * `from`. Returns a machine to load it into.
+ */
+static struct whole *from;
+static struct sbuf saved;
+static struct part parts[PARTS_MAX + 1];
+static unsigned n_parts;
+
+static struct whole *in_parts(unsigned vcpus)
+{
+	from = whole_new(vcpus);
+	save(from, &saved);
+	n_parts = split(&saved, parts);
+	return whole_new(vcpus);
+}
+
+static void parts_end(struct whole *to)
+{
+	sb_free(&saved);
+	whole_free(from);
+	whole_free(to);
+}
+
 START_TEST(sections_lost_and_doubled)
 {
-	static struct part parts[PARTS_MAX + 1];
-	struct whole *a = whole_new(2), *b = whole_new(2);
-	struct sbuf s, t;
-	unsigned n;
+	struct whole *b = in_parts(2);
+	unsigned n = n_parts;
+	struct sbuf t;
 
-	save(a, &s);
-	n = split(&s, parts);
 	for (unsigned i = 0; i < n; i++) {
 		struct part some[PARTS_MAX + 1];
 
@@ -358,22 +379,17 @@ START_TEST(sections_lost_and_doubled)
 	join(&t, parts, n);
 	load(b, t.data, t.len);
 	sb_free(&t);
-	sb_free(&s);
-	whole_free(a);
-	whole_free(b);
+	parts_end(b);
 }
 END_TEST
 
 /* An instance that this machine has not, of each kind. */
 START_TEST(instances)
 {
-	static struct part parts[PARTS_MAX];
-	struct whole *a = whole_new(2), *b = whole_new(2);
-	struct sbuf s, t;
-	unsigned n;
+	struct whole *b = in_parts(2);
+	unsigned n = n_parts;
+	struct sbuf t;
 
-	save(a, &s);
-	n = split(&s, parts);
 	for (unsigned i = 0; i < n; i++) {
 		struct part some[PARTS_MAX];
 
@@ -385,22 +401,17 @@ START_TEST(instances)
 		join(&t, some, n);
 		refused(b, &t, -ENOTSUP, "is for nothing that this machine has");
 	}
-	sb_free(&s);
-	whole_free(a);
-	whole_free(b);
+	parts_end(b);
 }
 END_TEST
 
 /* More sections than this machine can have, all of one kind and each another instance. */
 START_TEST(too_many)
 {
-	static struct part parts[PARTS_MAX];
-	struct whole *a = whole_new(2), *b = whole_new(2);
-	struct sbuf s, t;
-	unsigned n;
+	struct whole *b = in_parts(2);
+	unsigned n = n_parts;
+	struct sbuf t;
 
-	save(a, &s);
-	n = split(&s, parts);
 	for (unsigned i = 0; i < n; i++) {
 		struct part some[PARTS_MAX];
 
@@ -411,22 +422,18 @@ START_TEST(too_many)
 		join(&t, some, PARTS_MAX);
 		refused(b, &t, -ENOTSUP, "is for nothing that this machine has");
 	}
-	sb_free(&s);
-	whole_free(a);
-	whole_free(b);
+	parts_end(b);
 }
 END_TEST
 
 START_TEST(unknown_sections)
 {
-	static struct part parts[PARTS_MAX + 1];
-	struct whole *a = whole_new(1), *b = whole_new(1);
-	struct sbuf s, t;
-	unsigned n;
+	struct whole *b = in_parts(1);
+	unsigned n = n_parts;
+	struct sbuf t;
 
-	save(a, &s);
-	n = split(&s, parts);
-	parts[n] = (struct part){.sec = {.tag = "teapot", .version = 9}, .body = s.data, .len = 20};
+	parts[n] = (struct part){
+		.sec = {.tag = "teapot", .version = 9}, .body = saved.data, .len = 20};
 	join(&t, parts, n + 1);
 	refused(b, &t, -ENOTSUP, "state section teapot 0: it is for nothing");
 	/* What says that it may be skipped is skipped. */
@@ -439,21 +446,16 @@ START_TEST(unknown_sections)
 	parts[n].sec.flags = SB_OPTIONAL;
 	join(&t, parts, n + 1);
 	refused(b, &t, -EPROTO, "came twice");
-	sb_free(&s);
-	whole_free(a);
-	whole_free(b);
+	parts_end(b);
 }
 END_TEST
 
 START_TEST(versions)
 {
-	static struct part parts[PARTS_MAX];
-	struct whole *a = whole_new(1), *b = whole_new(1);
-	struct sbuf s, t;
-	unsigned n;
+	struct whole *b = in_parts(1);
+	unsigned n = n_parts;
+	struct sbuf t;
 
-	save(a, &s);
-	n = split(&s, parts);
 	for (unsigned i = 0; i < n; i++) {
 		uint16_t right = parts[i].sec.version;
 
@@ -465,23 +467,18 @@ START_TEST(versions)
 		refused(b, &t, -ENOTSUP, "has version 0, this godwit reads");
 		parts[i].sec.version = right;
 	}
-	sb_free(&s);
-	whole_free(a);
-	whole_free(b);
+	parts_end(b);
 }
 END_TEST
 
 /* Each section a byte short, and a byte too long. */
 START_TEST(lengths)
 {
-	static struct part parts[PARTS_MAX];
 	static uint8_t longer[65536];
-	struct whole *a = whole_new(1), *b = whole_new(1);
-	struct sbuf s, t;
-	unsigned n;
+	struct whole *b = in_parts(1);
+	unsigned n = n_parts;
+	struct sbuf t;
 
-	save(a, &s);
-	n = split(&s, parts);
 	for (unsigned i = 0; i < n; i++) {
 		struct part right = parts[i];
 
@@ -502,9 +499,7 @@ START_TEST(lengths)
 		sb_free(&t);
 		parts[i] = right;
 	}
-	sb_free(&s);
-	whole_free(a);
-	whole_free(b);
+	parts_end(b);
 }
 END_TEST
 
@@ -598,7 +593,6 @@ END_TEST
 
 START_TEST(hello_hostile)
 {
-	static struct part parts[PARTS_MAX];
 	static struct hello h;
 	struct whole *w = whole_new(1);
 	uint64_t rng = 88172645463325252ULL;
