@@ -83,7 +83,7 @@ static int clear(struct ram *ram, uint64_t gpa, uint64_t len)
 	ret = ram_zero(ram, gpa, first - gpa);
 	if (!ret)
 		ret = ram_zero(ram, last, gpa + len - last);
-	/* Offset in the memfd and page index are contiguous over both regions, as in ram.h. */
+	/* Offset in the file and page index are contiguous over both regions, as in ram.h. */
 	if (!ret)
 		ret = ram_zero_pages(ram, (uint64_t)(host + (first - gpa) - ram->host) / PAGE_SIZE,
 				     (last - first) / PAGE_SIZE);

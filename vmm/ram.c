@@ -8,6 +8,30 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "ram_file.h"
+
+#define HUGE_PAGE (2 * MIB)
+
+/* Huge pages can be mapped as such where address and offset agree. NULL with errno. */
+static uint8_t *map_aligned(int fd, uint64_t size)
+{
+	uint8_t *space = mmap(NULL, size + HUGE_PAGE, PROT_NONE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *host = (uint8_t *)ALIGN_UP((uintptr_t)space, (uintptr_t)HUGE_PAGE);
+	size_t before = (size_t)(host - space);
+
+	if (space == MAP_FAILED)
+		return NULL;
+	if (before)
+		munmap(space, before);
+	munmap(host + size, HUGE_PAGE - before);
+	if (mmap(host, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd,
+		 0) != MAP_FAILED)
+		return host;
+	munmap(host, size);
+	return NULL;
+}
+
 int ram_init(struct ram *ram, uint64_t size, struct errmsg *err)
 {
 	char text[32];
@@ -24,9 +48,9 @@ int ram_init(struct ram *ram, uint64_t size, struct errmsg *err)
 	ram->size = size;
 	ram->npages = size / PAGE_SIZE;
 
-	ram->fd = memfd_create("godwit-ram", MFD_CLOEXEC);
+	ram->fd = ram_file_open(&ram->huge);
 	if (ram->fd < 0) {
-		ret = errmsg_set(err, -errno, "memfd for guest RAM: %s", strerror(errno));
+		ret = errmsg_set(err, ram->fd, "a file for guest RAM: %s", strerror(-ram->fd));
 		goto fail;
 	}
 	if (size > INT64_MAX || ftruncate(ram->fd, (off_t)size)) {
@@ -35,10 +59,8 @@ int ram_init(struct ram *ram, uint64_t size, struct errmsg *err)
 				 strerror(size > INT64_MAX ? EFBIG : errno));
 		goto fail;
 	}
-	ram->host =
-		mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, ram->fd, 0);
-	if (ram->host == MAP_FAILED) {
-		ram->host = NULL;
+	ram->host = map_aligned(ram->fd, size);
+	if (!ram->host) {
 		ret = errmsg_set(err, -ENOMEM,
 				 "this host refuses to map %s of guest RAM: %s; use a smaller -m",
 				 text, strerror(errno));
@@ -198,6 +220,11 @@ void *ram_dma(struct ram *ram, uint64_t gpa, uint64_t len)
 	uint64_t offset;
 
 	return lookup(ram, gpa, len, &offset);
+}
+
+void *ram_dma_page(struct ram *ram, uint64_t index)
+{
+	return ram->host + index * PAGE_SIZE;
 }
 
 void ram_dma_done(struct ram *ram, const void *host, uint64_t len)

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Guest RAM: one memfd, mapped once, seen by the guest as at most two regions.
+ * Guest RAM: one file in memory, mapped once, seen by the guest as at most two regions.
  *
  *	gpa 0 ......... low_size        (at most 3 GiB; the hole below 4 GiB is for devices)
  *	gpa 4 GiB ..... 4 GiB + rest
  *
- * Offset in the memfd is contiguous over both regions, and so is the page index (offset / 4096)
+ * Offset in the file is contiguous over both regions, and so is the page index (offset / 4096)
  * that dirty tracking, hashes and the wire use: page i of a guest is the same page on every host
  * that agrees on the size.
  *
@@ -31,12 +31,13 @@
 struct ram_region {
 	uint64_t gpa;
 	uint64_t size;
-	uint64_t offset; /* in the memfd */
+	uint64_t offset; /* in the file */
 	uint8_t *host;
 };
 
 struct ram {
 	int fd;
+	bool huge; /* in huge pages, as far as the host has them; see ram_file.h */
 	uint64_t size;
 	uint64_t npages;
 	uint8_t *host; /* all of it, size bytes */
@@ -88,11 +89,12 @@ int ram_zero_pages(struct ram *ram, uint64_t index, uint64_t n);
  * the guest is told; ram_dma_write() does both, for bytes that we have.
  */
 void *ram_dma(struct ram *ram, uint64_t gpa, uint64_t len);
+void *ram_dma_page(struct ram *ram, uint64_t index); /* the whole page; index < npages */
 void ram_dma_done(struct ram *ram, const void *host, uint64_t len);
 void ram_dma_write(struct ram *ram, void *host, const void *buf, uint64_t len);
 
 /*
- * Next run of pages at or after *index that may hold something (a hole in the memfd reads as
+ * Next run of pages at or after *index that may hold something (a hole in the file reads as
  * zeros and has never been touched): sets *index and *n. false when there is none.
  */
 bool ram_next_populated(const struct ram *ram, uint64_t *index, uint64_t *n);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Theory of operation: pages that the guest gives, for long (inflate) or for the moment (free page
- * reporting), are punched out of the memfd. They read as zeros from then on, cost the host
+ * reporting), are punched out of its file. They read as zeros from then on, cost the host
  * nothing, and come back by being touched; so there is nothing to do for a deflate but to
  * acknowledge it, and nothing at a migration's destination, where they are holes too.
  *

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "check-main.h"
@@ -203,9 +204,57 @@ START_TEST(holes)
 }
 END_TEST
 
+/*
+ * Where the host lets a tmpfs have huge pages, RAM is in some, for root and for others; who may
+ * not even enter a user namespace has small ones.
+ */
+START_TEST(huge_pages)
+{
+	FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "re");
+	bool others = geteuid() != 0 || _i;
+	char text[64] = "[never]";
+
+	if (f) {
+		ck_assert_ptr_nonnull(fgets(text, sizeof(text), f));
+		fclose(f);
+	}
+	if (_i && geteuid() == 0)
+		ck_assert(setresgid(65534, 65534, 65534) == 0 &&
+			  setresuid(65534, 65534, 65534) == 0);
+	/* As after an exec, which this process has not had: its files in /proc are its own. */
+	if (_i)
+		ck_assert_int_eq(prctl(PR_SET_DUMPABLE, _i == 1), 0);
+	make(RAM_MIN);
+	ck_assert_uint_eq((uintptr_t)ram.host % (2 * MIB), 0);
+	if (strstr(text, "[never]") || _i == 2)
+		ck_assert(!ram.huge);
+	else if (!others)
+		ck_assert(ram.huge);
+	else if (!ram.huge)
+		fprintf(stderr, "no user namespaces here: no huge pages for uid %u\n", geteuid());
+	ck_assert_int_eq(ram_zero(&ram, 5 * MIB, 1), 0);
+	if (!ram.huge)
+		ck_assert_uint_eq(ram_used(&ram), PAGE_SIZE);
+	ck_assert_uint_le(ram_used(&ram), 2 * MIB);
+	/* A single page can be given back all the same. */
+	ck_assert_int_eq(ram_zero_pages(&ram, 5 * MIB / PAGE_SIZE, 1), 0);
+	ck_assert_uint_le(ram_used(&ram), 2 * MIB - PAGE_SIZE);
+	ram_destroy(&ram);
+}
+END_TEST
+
 int main(void)
 {
-	const TTest *const tests[] = {sizes, bounds, stores_are_marked, index_is_offset, holes};
+	Suite *s = suite_create("ram");
+	TCase *tc = tcase_create("ram");
 
-	return check_main("ram", tests, ARRAY_SIZE(tests));
+	tcase_set_timeout(tc, 60);
+	tcase_add_test(tc, sizes);
+	tcase_add_test(tc, bounds);
+	tcase_add_test(tc, stores_are_marked);
+	tcase_add_test(tc, index_is_offset);
+	tcase_add_test(tc, holes);
+	tcase_add_loop_test(tc, huge_pages, 0, 3);
+	suite_add_tcase(s, tc);
+	return check_run(s);
 }
