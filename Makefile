@@ -93,6 +93,10 @@ $(B)/%.o: %.c
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+# Chosen at run time by what the CPU has.
+$(B)/migrate/hash_page_avx2.o: CFLAGS += -mavx2
+$(B)/migrate/hash_page_avx512.o: CFLAGS += -mavx512f
+
 # Unit tests: tests/test-NAME.c in each folder, linked with Check and everything but main.
 unit: $(UNIT)
 $(UNIT): $(B)/%: $(B)/%.o $(B)/libgodwit.a

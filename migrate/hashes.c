@@ -1,8 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * The hash functions are compiled in (XXH_INLINE_ALL): a call through the shared library for each
- * page costs more than it should and hides the loop from the compiler.
- */
 #include "hashes.h"
 
 #include <errno.h>
@@ -10,7 +6,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #define TICK_PAGES 8192U
@@ -24,7 +19,7 @@ int hashes_init(struct hashes *h, uint64_t npages, uint64_t seed)
 {
 	static const uint8_t zeros[PAGE_SIZE];
 
-	*h = (struct hashes){.seed = seed, .npages = npages};
+	*h = (struct hashes){.seed = seed, .npages = npages, .page = hash_page_best()};
 	h->table = mmap(NULL, npages * sizeof(*h->table), PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (h->table == MAP_FAILED) {
@@ -44,9 +39,10 @@ void hashes_free(struct hashes *h)
 
 struct page_hash hash_page(const struct hashes *h, const void *page)
 {
-	XXH128_hash_t x = XXH3_128bits_withSeed(page, PAGE_SIZE, h->seed);
+	uint64_t x[2];
 
-	return (struct page_hash){.low = x.low64 ^ h->mask.low, .high = x.high64 ^ h->mask.high};
+	h->page(page, h->seed, x);
+	return (struct page_hash){.low = x[0] ^ h->mask.low, .high = x[1] ^ h->mask.high};
 }
 
 bool page_is_zero(const void *page)

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "../vmm/ram.h"
+#include "hash_page.h"
 
 #define HASHES_CHUNK 512U /* pages covered by one digest: 2 MiB */
 
@@ -28,6 +29,7 @@ struct page_hash {
 struct hashes {
 	uint64_t seed;
 	uint64_t npages;
+	hash_page_fn *page;    /* the quickest here */
 	struct page_hash zero; /* of a page of zeros: 0 */
 	struct page_hash mask; /* XXH3-128 of a page of zeros */
 	struct page_hash *table;

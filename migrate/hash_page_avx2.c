@@ -1,0 +1,4 @@
+/* SPDX-License-Identifier: MIT */
+#include "hash_page_with.h"
+
+HASH_PAGE_WITH(avx2)
