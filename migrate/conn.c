@@ -171,31 +171,56 @@ static int conn_error(struct conn *c, int ret, struct errmsg *err)
 	}
 }
 
-int conn_recv(struct conn *c, void *buf, size_t len, struct errmsg *err)
+/* Moves a message on by n bytes; true when nothing is left. */
+static bool advance(struct msghdr *msg, size_t n)
 {
-	uint8_t *p = buf;
-	int ret;
+	while (msg->msg_iovlen && n >= msg->msg_iov->iov_len) {
+		n -= msg->msg_iov->iov_len;
+		msg->msg_iov++;
+		msg->msg_iovlen--;
+	}
+	if (msg->msg_iovlen == 0)
+		return true;
+	msg->msg_iov->iov_base = (char *)msg->msg_iov->iov_base + n;
+	msg->msg_iov->iov_len -= n;
+	return false;
+}
 
-	while (len) {
+/* An operation on a buffer of the caller's must not outlive his call. */
+static void end_operation(struct conn *c, const bool *done, int how)
+{
+	shutdown(c->fd, how);
+	while (!*done && step(c, NS_PER_SEC) == 0)
+		;
+}
+
+int conn_recv_vec(struct conn *c, struct iovec *iov, unsigned n, struct errmsg *err)
+{
+	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
+
+	while (!advance(&msg, 0)) {
+		int ret;
+
 		c->recv_done = false;
-		io_uring_prep_recv(get_sqe(c, TAG_RECV), c->fd, p, MIN(len, (size_t)RECV_CHUNK),
-				   MSG_WAITALL);
+		io_uring_prep_recvmsg(get_sqe(c, TAG_RECV), c->fd, &msg, MSG_WAITALL);
 		ret = wait_done(c, &c->recv_done);
-		if (ret && !c->recv_done) {
-			/* The buffer is the caller's: the operation must not outlive this call. */
-			shutdown(c->fd, SHUT_RD);
-			while (!c->recv_done && step(c, NS_PER_SEC) == 0)
-				;
-		}
+		if (ret && !c->recv_done)
+			end_operation(c, &c->recv_done, SHUT_RD);
 		if (ret)
 			return conn_error(c, ret, err);
 		if (c->recv_res <= 0)
 			return conn_error(c, c->recv_res ? c->recv_res : -ENODATA, err);
-		p += c->recv_res;
-		len -= (size_t)c->recv_res;
 		c->received += (uint64_t)c->recv_res;
+		advance(&msg, (size_t)c->recv_res);
 	}
 	return 0;
+}
+
+int conn_recv(struct conn *c, void *buf, size_t len, struct errmsg *err)
+{
+	struct iovec iov = {.iov_base = buf, .iov_len = len};
+
+	return conn_recv_vec(c, &iov, 1, err);
 }
 
 /* A peer's words go to terminals and into JSON: plain ASCII only. */
@@ -314,21 +339,6 @@ static void submit_oldest(struct conn *c)
 	c->send_done = false;
 	b->in_flight = true;
 	io_uring_prep_sendmsg(get_sqe(c, TAG_SEND), c->fd, &b->msg, MSG_WAITALL | MSG_NOSIGNAL);
-}
-
-/* Moves a message on by what was taken of it; true when nothing is left. */
-static bool advance(struct msghdr *msg, size_t n)
-{
-	while (msg->msg_iovlen && n >= msg->msg_iov->iov_len) {
-		n -= msg->msg_iov->iov_len;
-		msg->msg_iov++;
-		msg->msg_iovlen--;
-	}
-	if (msg->msg_iovlen == 0)
-		return true;
-	msg->msg_iov->iov_base = (char *)msg->msg_iov->iov_base + n;
-	msg->msg_iov->iov_len -= n;
-	return false;
 }
 
 /* Handles a completed send of the oldest batch and starts the next. */
@@ -450,9 +460,7 @@ static int send_all(struct conn *c, struct msghdr *msg, bool *taken, struct errm
 		ret = wait_done(c, &c->send_done);
 		if (ret && !c->send_done) {
 			*taken = true;
-			shutdown(c->fd, SHUT_RDWR);
-			while (!c->send_done && step(c, NS_PER_SEC) == 0)
-				;
+			end_operation(c, &c->send_done, SHUT_RDWR);
 		}
 		if (c->send_done && c->send_res > 0) {
 			*taken = true;

@@ -95,6 +95,9 @@ int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err);
 /* Receives exactly len bytes of payload. Errors as above. */
 int conn_recv(struct conn *c, void *buf, size_t len, struct errmsg *err);
 
+/* The same into n pieces, which it changes. */
+int conn_recv_vec(struct conn *c, struct iovec *iov, unsigned n, struct errmsg *err);
+
 /* Compares the frame's check with its payload. -EBADMSG with the cause in err. */
 int conn_verify(const struct conn *c, const struct wire_frame *f, const void *payload, size_t len,
 		struct errmsg *err);

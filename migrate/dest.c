@@ -8,10 +8,9 @@
  *	HANDSHAKE --HELLO--> PRECOPY --STATE--> STOPCOPY --PROOF--> READY --COMMIT--> runs
  *	                     | PING, PAGES, ROUND_END |
  *
- * Nothing that comes is trusted: each batch's descriptors are checked before they are used, each
- * page is hashed where it was stored, in guest RAM, and that hash is both compared with the
- * source's and kept as this side's own table. Until COMMIT no vCPU has run and no device has let
- * a byte out; whatever fails before it ends with the machine being thrown away.
+ * Nothing that comes is trusted; what happens to pages is in store.h. Until COMMIT no vCPU has run
+ *and no device has let a byte out; whatever fails before it ends with the machine being thrown
+ *away.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -19,7 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "../vmm/clock.h"
@@ -29,6 +27,7 @@
 #include "hashes.h"
 #include "migrate.h"
 #include "state.h"
+#include "store.h"
 #include "uri.h"
 
 #define QUIESCE_LIMIT NS_PER_SEC
@@ -58,14 +57,12 @@ struct receiver {
 	struct hashes hashes;
 	struct errmsg err;
 	uint64_t start_ns, stop_ns;
-	uint8_t *staging; /* WIRE_BATCH_PAGES pages */
+	struct store store;
 	uint8_t *state;
 	uint32_t state_len;
 	struct page_hash root;
 	enum migrate_phase phase;
 	enum migrate_verify verify;
-	uint64_t pages_stored, pages_zeroed;
-	uint64_t pages_new; /* stored where nothing was */
 	bool running;
 };
 
@@ -76,8 +73,8 @@ static void set_phase(struct receiver *r, enum migrate_phase phase)
 	r->stats.phase = phase;
 	r->stats.wire_bytes = r->conn.received;
 	r->stats.total_ns = r->start_ns ? now_ns() - r->start_ns : 0;
-	r->stats.pages_sent = r->pages_stored;
-	r->stats.pages_zero = r->pages_zeroed;
+	r->stats.pages_sent = r->store.pages_stored;
+	r->stats.pages_zero = r->store.pages_zeroed;
 	pthread_mutex_unlock(&r->lock);
 }
 
@@ -192,6 +189,8 @@ static int build_machine(struct receiver *r, struct hello *h)
 	ret = hashes_init(&r->hashes, r->vm->ram.npages, h->hash_seed);
 	if (ret)
 		return errmsg_set(&r->err, ret, "no memory for the table of page hashes");
+	r->store.ram = &r->vm->ram;
+	r->store.hashes = &r->hashes;
 	r->verify = (enum migrate_verify)h->verify;
 	pthread_mutex_lock(&r->lock);
 	r->stats.ram_bytes = r->vm->ram.size;
@@ -220,95 +219,7 @@ static int on_hello(struct receiver *r, const struct wire_frame *f, const uint8_
 	return ret;
 }
 
-/* ---- pages ---- */
-
-/*
- * A page that takes memory which it did not take before: the guest may have grown since the
- * handshake, and so may everything else here.
- */
-static int count_new_page(struct receiver *r)
-{
-	struct host_memory m;
-
-	if (++r->pages_new % (MEMORY_STEP / PAGE_SIZE))
-		return 0;
-	host_memory_read(&m);
-	return host_memory_check_step(&m, &r->err);
-}
-
-static int store_page(struct receiver *r, const struct wire_desc *d, const uint8_t *content)
-{
-	struct page_hash hash = r->hashes.table[d->index];
-	int ret = hash_equal(&hash, &r->hashes.zero) ? count_new_page(r) : 0;
-
-	if (ret == 0)
-		ret = ram_write_page(&r->vm->ram, d->index, content);
-	if (ret)
-		return ret;
-	/* Of what is in guest RAM now, not of what came: that is what the table has to tell. */
-	hash = hash_page(&r->hashes, ram_page(&r->vm->ram, d->index));
-	r->hashes.table[d->index] = hash;
-	r->pages_stored++;
-	if (!hash_equal(&hash, &d->hash))
-		return errmsg_set(&r->err, -EBADMSG, "page %llu was damaged on its way",
-				  (unsigned long long)d->index);
-	return 0;
-}
-
-static int store_zeros(struct receiver *r, const struct wire_desc *d)
-{
-	int ret = ram_zero_pages(&r->vm->ram, d->index, d->count);
-
-	if (ret)
-		return errmsg_set(&r->err, ret, "zeroing pages: %s", strerror(-ret));
-	for (uint64_t i = d->index; i < d->index + d->count; i++)
-		r->hashes.table[i] = r->hashes.zero;
-	r->pages_zeroed += d->count;
-	return 0;
-}
-
-/* A batch is read in two steps: what it claims is checked before its contents are let in. */
-static int on_pages(struct receiver *r, const struct wire_frame *f)
-{
-	struct {
-		struct wire_batch head;
-		struct wire_desc desc[WIRE_BATCH_DESCS];
-	} b;
-	size_t descs;
-	const char *why;
-	const uint8_t *content = r->staging;
-	int ret;
-
-	if (f->length < sizeof(b.head))
-		return errmsg_set(&r->err, -EPROTO, "the source sent a PAGES frame of %u bytes",
-				  f->length);
-	ret = conn_recv(&r->conn, &b.head, sizeof(b.head), &r->err);
-	if (ret)
-		return ret;
-	descs = b.head.n_descs * sizeof(b.desc[0]);
-	if (b.head.n_descs > WIRE_BATCH_DESCS || f->length < sizeof(b.head) + descs)
-		return errmsg_set(&r->err, -EPROTO,
-				  "the source sent a PAGES frame of %u descriptors in %u bytes",
-				  b.head.n_descs, f->length);
-	ret = conn_recv(&r->conn, b.desc, descs, &r->err);
-	if (ret == 0)
-		ret = conn_verify(&r->conn, f, &b, sizeof(b.head) + descs, &r->err);
-	if (ret)
-		return ret;
-	ret = wire_check_batch(&b.head, b.desc, f->length, r->vm->ram.npages, &why);
-	if (ret)
-		return errmsg_set(&r->err, ret, "the source sent a malformed PAGES frame: %s", why);
-	ret = conn_recv(&r->conn, r->staging, b.head.n_data * PAGE_SIZE, &r->err);
-	for (uint32_t i = 0; i < b.head.n_descs && ret == 0; i++) {
-		if (b.desc[i].kind == WIRE_PAGE_DATA) {
-			ret = store_page(r, &b.desc[i], content);
-			content += PAGE_SIZE;
-		} else {
-			ret = store_zeros(r, &b.desc[i]);
-		}
-	}
-	return ret;
-}
+/* ---- rounds ---- */
 
 static int on_round_end(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
 {
@@ -496,7 +407,7 @@ static int one_frame(struct receiver *r)
 		return errmsg_set(&r->err, -EPROTO, "the source sent %s during %s",
 				  wire_type_name(f.type), migrate_phase_name(r->phase));
 	if (f.type == WIRE_PAGES)
-		return on_pages(r, &f);
+		return store_batch(&r->store, &r->conn, &f, &r->err);
 
 	/* Before it is read: a proof is as long as the guest's RAM makes it, not as its frame says.
 	 */
@@ -592,12 +503,6 @@ static int receive_guest(struct receiver *r)
 	uint64_t session = 0;
 	int ret;
 
-	r->staging = mmap(NULL, WIRE_BATCH_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
-			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (r->staging == MAP_FAILED) {
-		r->staging = NULL;
-		return errmsg_set(&r->err, -ENOMEM, "no memory for the migration's buffers");
-	}
 	ret = accept_source(r, &session);
 	/* A source of another version is to learn ours, too. */
 	if (ret == 0 || ret == -EPROTONOSUPPORT) {
@@ -625,8 +530,9 @@ static void *run_receiver(void *arg)
 	pthread_mutex_lock(&r->lock);
 	r->stats.wire_bytes = r->conn.received;
 	r->stats.total_ns = r->start_ns ? now_ns() - r->start_ns : 0;
-	r->stats.pages_sent = r->pages_stored;
-	r->stats.pages_zero = r->pages_zeroed;
+	r->stats.pages_sent = r->store.pages_stored;
+	r->stats.pages_zero = r->store.pages_zeroed;
+	r->stats.cpu_ns = thread_cpu_ns();
 	r->stats.verified_pages = ret == 0 ? r->hashes.npages : 0;
 	r->stats.error = r->err;
 	r->stats.status = status;
@@ -638,8 +544,6 @@ static void *run_receiver(void *arg)
 	hashes_free(&r->hashes);
 	free(r->state);
 	r->state = NULL;
-	if (r->staging)
-		munmap(r->staging, WIRE_BATCH_PAGES * PAGE_SIZE);
 	loop_post(r->loop, &r->done_task);
 	return NULL;
 }

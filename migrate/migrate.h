@@ -81,6 +81,7 @@ struct migrate_stats {
 	uint64_t verified_pages;
 	enum migrate_verify verify;
 	uint64_t rtt_ns;
+	uint64_t cpu_ns;	       /* that this side's threads of the migration have used */
 	uint64_t estimate_downtime_ns; /* what the source expected when it paused */
 	/*
 	 * Downtime in parts (source): pausing, saving the state, sending the last pages and the

@@ -30,31 +30,26 @@ static int ensure_batch(struct page_path *p, struct errmsg *err)
 	return 0;
 }
 
-/* A page that is all zeros, or that the host has no memory for. */
-static int send_zero(struct page_path *p, uint64_t index, struct errmsg *err)
+static int add_zeros(struct page_path *p, uint64_t index, enum wire_page_kind kind,
+		     struct errmsg *err)
 {
-	struct page_hash *held = &p->hashes->table[index];
 	struct wire_desc *last;
 	struct conn_batch *b;
-	int ret;
+	int ret = ensure_batch(p, err);
 
-	p->total.zero++;
-	if (hash_equal(held, &p->hashes->zero))
-		return 0;
-	ret = ensure_batch(p, err);
 	if (ret)
 		return ret;
-	*held = p->hashes->zero;
+	p->hashes->table[index] = p->hashes->zero;
 	b = p->batch;
 	last = b->head.n_descs ? &b->desc[b->head.n_descs - 1] : NULL;
-	if (last && last->kind == WIRE_PAGE_ZERO && last->index + last->count == index) {
+	if (last && last->kind == kind && last->index + last->count == index) {
 		last->count++;
 		return 0;
 	}
 	b->desc[b->head.n_descs++] = (struct wire_desc){
 		.index = index,
 		.count = 1,
-		.kind = WIRE_PAGE_ZERO,
+		.kind = kind,
 		.hash = p->hashes->zero,
 	};
 	return 0;
@@ -71,8 +66,12 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 		return ret;
 	staged = p->batch->data + p->batch->head.n_data * PAGE_SIZE;
 	memcpy(staged, ram_page(&p->vm->ram, index), PAGE_SIZE);
-	if (page_is_zero(staged))
-		return send_zero(p, index, err);
+	if (page_is_zero(staged)) {
+		p->total.zero++;
+		return hash_equal(held, &p->hashes->zero)
+			       ? 0
+			       : add_zeros(p, index, WIRE_PAGE_ZERO, err);
+	}
 	hash = hash_page(p->hashes, staged);
 	if (hash_equal(held, &hash)) {
 		p->total.unchanged++;
@@ -92,17 +91,31 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 
 /* ---- rounds ---- */
 
-static int send_word(struct page_path *p, uint64_t word, uint64_t bits, uint64_t holes,
-		     struct errmsg *err)
+/* Of 64 pages from word * 64 on: those that may hold something. */
+static int send_word(struct page_path *p, uint64_t word, uint64_t bits, struct errmsg *err)
+{
+	int ret = 0;
+
+	for (; bits && ret == 0; bits &= bits - 1)
+		ret = send_page(p, word * 64 + (unsigned)__builtin_ctzll(bits), err);
+	return ret;
+}
+
+/*
+ * Holes come after the range's other pages: as contents were stored the destination may have taken
+ * memory for all of it. If there were none (`alone`) it has memory only for what it holds.
+ */
+static int send_holes(struct page_path *p, uint64_t word, uint64_t bits, bool alone,
+		      struct errmsg *err)
 {
 	int ret = 0;
 
 	for (; bits && ret == 0; bits &= bits - 1) {
-		unsigned bit = (unsigned)__builtin_ctzll(bits);
-		uint64_t index = word * 64 + bit;
+		uint64_t index = word * 64 + (unsigned)__builtin_ctzll(bits);
 
-		p->total.scanned++;
-		ret = holes >> bit & 1 ? send_zero(p, index, err) : send_page(p, index, err);
+		p->total.zero++;
+		if (!alone || !hash_equal(&p->hashes->table[index], &p->hashes->zero))
+			ret = add_zeros(p, index, WIRE_PAGE_HOLE, err);
 	}
 	return ret;
 }
@@ -111,8 +124,7 @@ static int send_word(struct page_path *p, uint64_t word, uint64_t bits, uint64_t
 static int send_range(struct page_path *p, uint64_t word, uint64_t n, struct errmsg *err)
 {
 	uint64_t *bitmap = p->dirty->bitmap + word;
-	uint64_t lo = 0, hi = n;
-	uint64_t holes[PAGES_RANGE_WORDS];
+	uint64_t holes[PAGES_RANGE_WORDS], lo = 0, hi = n, sent = p->total.sent;
 	int ret;
 
 	while (lo < n && !bitmap[lo])
@@ -130,11 +142,12 @@ static int send_range(struct page_path *p, uint64_t word, uint64_t n, struct err
 		       (word + lo) * 64 + (unsigned)__builtin_ctzll(bitmap[lo]),
 		       (word + hi) * 64 - (unsigned)__builtin_clzll(bitmap[hi - 1]), holes);
 	for (uint64_t i = lo; i < hi && ret == 0; i++) {
-		uint64_t bits = bitmap[i];
-
-		bitmap[i] = 0;
-		ret = send_word(p, word + i, bits, holes[i], err);
+		p->total.scanned += (unsigned)__builtin_popcountll(bitmap[i]);
+		ret = send_word(p, word + i, bitmap[i] & ~holes[i], err);
 	}
+	for (uint64_t i = lo; i < hi && ret == 0; i++)
+		ret = send_holes(p, word + i, bitmap[i] & holes[i], p->total.sent == sent, err);
+	memset(bitmap, 0, n * sizeof(*bitmap));
 	return ret;
 }
 

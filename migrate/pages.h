@@ -10,9 +10,9 @@
  * would leave the destination with a page that its hash does not tell.
  *
  * A page that the host has no memory for, because the guest never touched it or gave it back, is
- * sent as zeros without being read: a move must not make the source's guest larger. (One that is
- * given back just before its copy is allocated again by it. That costs little, and it is sent as
- * zeros all the same.)
+ * told as a hole without being read: a move must not make the guest larger, on either side. (One
+ *that is given back just before its copy is allocated again by it. That costs little, and it is
+ *sent as zeros all the same.)
  */
 #ifndef GODWIT_MIGRATE_PAGES_H
 #define GODWIT_MIGRATE_PAGES_H
@@ -24,8 +24,9 @@
 #include "dirty.h"
 #include "hashes.h"
 
-#define PAGES_RANGE_WORDS (RAM_HOLES_MAX / 64) /* so many pages are cleared, then read, at a time  \
-						*/
+#define PAGES_RANGE_WORDS                                                                          \
+	(RAM_HOLES_MAX / 64) /* so many pages are cleared, then read, at a time                    \
+			      */
 
 struct page_counts {
 	uint64_t scanned, zero, unchanged, sent;

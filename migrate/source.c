@@ -606,6 +606,7 @@ static void *run_source(void *arg)
 	pthread_mutex_lock(&m->lock);
 	m->stats.wire_bytes = m->conn.sent;
 	m->stats.total_ns = now_ns() - m->start_ns;
+	m->stats.cpu_ns = thread_cpu_ns();
 	if (m->pause_start)
 		m->stats.downtime_ns = m->stats.pause_ns + m->stats.last_pages_ns +
 				       m->stats.state_ns + m->stats.proof_ns + m->stats.commit_ns;

@@ -68,7 +68,7 @@ int wire_check_batch(const struct wire_batch *b, const struct wire_desc *descs, 
 			if (d->count != 1)
 				return -EPROTO;
 			n_data++;
-		} else if (d->kind != WIRE_PAGE_ZERO) {
+		} else if (d->kind != WIRE_PAGE_ZERO && d->kind != WIRE_PAGE_HOLE) {
 			return -EPROTO;
 		}
 	}

@@ -17,12 +17,12 @@
  *
  * seq counts the frames of one direction from 0, so a lost or repeated one is noticed. check is
  * XXH3-64 over the payload, seeded with that of the frame's first 16 bytes; in a PAGES frame it
- *covers the descriptors, and each page's own 128-bit hash covers the page. A length is checked
- *against the limit of its type before anything is allocated or read.
+ * covers the descriptors, and each page's own 128-bit hash covers the page. A length is checked
+ * against the limit of its type before anything is allocated or read.
  *
  * Frames, in the order of a move (S source, D destination):
  *
- *	S HELLO      sections: config, cpuid, devices, options
+ *	S HELLO      sections: config, cpuid, options, msrs, devices
  *	D HELLO_OK   empty: the machine is built; or D REFUSE text: nothing has been paused
  *	S PING t     D PONG t, its own clock        (several: round trip and clock offset)
  *	S PAGES      pages of a round
@@ -108,6 +108,7 @@ struct wire_batch {
 enum wire_page_kind {
 	WIRE_PAGE_DATA = 1, /* one page, its content follows */
 	WIRE_PAGE_ZERO = 2, /* `count` pages of zeros */
+	WIRE_PAGE_HOLE = 3, /* the same, and the source's host has no memory for them */
 };
 
 struct wire_desc {

@@ -76,14 +76,6 @@ static void try_one(struct probe_ctx *ctx, struct probe_item *item, const struct
 			  probe_guest_describe(&ctx->guest, how, sizeof(how)));
 }
 
-static uint64_t thread_cpu_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-	return (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
-}
-
 static double per_instruction(uint64_t time, uint64_t base, uint64_t n)
 {
 	return (double)(time - MIN(base, time)) / (double)(LOOP_INSTRUCTIONS * n);

@@ -39,6 +39,9 @@ void auto_close_cleanup(const int *fd);
 /* CLOCK_MONOTONIC in nanoseconds. */
 uint64_t now_ns(void);
 
+/* CPU time of the calling thread in nanoseconds. */
+uint64_t thread_cpu_ns(void);
+
 /* CLOCK_REALTIME in nanoseconds since 1970. */
 uint64_t realtime_ns(void);
 

@@ -133,7 +133,7 @@ START_TEST(kinds)
 	desc[0] = data_page(3);
 	desc[0].kind = 0;
 	refused("unknown kind");
-	desc[0].kind = 3;
+	desc[0].kind = WIRE_PAGE_HOLE + 1;
 	refused("unknown kind");
 	desc[0].kind = UINT32_MAX;
 	refused("unknown kind");
