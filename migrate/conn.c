@@ -115,7 +115,8 @@ static int step(struct conn *c, uint64_t wait_ns)
 /* Waits until *done. The operation stays under way on an error; the connection is lost then. */
 static int wait_done(struct conn *c, const bool *done)
 {
-	uint64_t deadline = MIN(now_ns() + CONN_IDLE_LIMIT, c->deadline_ns);
+	uint64_t idle = c->between_frames && c->patient ? UINT64_MAX : now_ns() + CONN_IDLE_LIMIT;
+	uint64_t deadline = MIN(idle, c->deadline_ns);
 
 	while (!*done) {
 		uint64_t now = now_ns();
@@ -123,13 +124,18 @@ static int wait_done(struct conn *c, const bool *done)
 
 		if (now >= deadline)
 			return -ETIMEDOUT;
-		ret = step(c, deadline - now);
+		ret = step(c, MIN(deadline - now, CONN_IDLE_LIMIT));
 		if (ret)
 			return ret;
 		if (c->cancelled && !*done)
 			return -ECANCELED;
 	}
 	return c->cancelled ? -ECANCELED : 0;
+}
+
+void conn_break(struct conn *c)
+{
+	shutdown(c->fd, SHUT_RDWR);
 }
 
 void conn_close(struct conn *c)
@@ -239,7 +245,9 @@ int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
 	int ret;
 
 	for (;;) {
+		c->between_frames = true;
 		ret = conn_recv(c, f, sizeof(*f), err);
+		c->between_frames = false;
 		if (ret)
 			return ret;
 		if (f->magic != WIRE_FRAME_MAGIC)

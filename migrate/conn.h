@@ -25,8 +25,10 @@
 #include "wire.h"
 
 #define CONN_BATCHES 4U
-#define CONN_IDLE_LIMIT (30 * NS_PER_SEC) /* without any progress the peer counts as dead */
-#define CONN_IDLE_TELL (2 * NS_PER_SEC)	  /* a busy side says that it is alive this often */
+#define CONN_IDLE_LIMIT (30 * NS_PER_SEC)   /* without any progress the peer counts as dead */
+#define CONN_IDLE_TELL (2 * NS_PER_SEC)	    /* a busy side says that it is alive this often */
+#define CONN_OPEN_LIMIT (10 * NS_PER_SEC)   /* for a connection to come about */
+#define CONN_PRELUDE_LIMIT (5 * NS_PER_SEC) /* the first thing that a source does is to send it */
 
 struct conn_batch {
 	struct wire_frame frame;
@@ -44,12 +46,14 @@ struct conn {
 	struct io_uring ring;
 	bool ring_up;
 	uint32_t seq_out, seq_in;
-	uint64_t sent, received; /* bytes */
+	_Atomic uint64_t sent, received; /* bytes; others may look */
 	uint64_t last_sent_ns;
 	struct conn_batch batch[CONN_BATCHES];
 	unsigned next_free; /* batches circle in this order */
 	unsigned queued;    /* filled and not yet completed, oldest first */
 	uint8_t *pages;	    /* the batches' data */
+	bool between_frames;
+	bool patient; /* the peer may be silent between frames for as long as it likes */
 	bool cancel_polled;
 	bool cancelled;
 	bool send_done, recv_done;
@@ -61,6 +65,9 @@ struct conn {
 
 /* Takes fd over in any case. 0 or -errno with the cause in err. */
 int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err);
+
+/* Makes every operation under way, and each later one, fail. Any thread, as long as it is open. */
+void conn_break(struct conn *c);
 
 /* Closes the socket, frees all. */
 void conn_close(struct conn *c);

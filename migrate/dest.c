@@ -25,13 +25,13 @@
 #include "conn.h"
 #include "handshake.h"
 #include "hashes.h"
+#include "lanes.h"
 #include "migrate.h"
 #include "state.h"
 #include "store.h"
 #include "uri.h"
 
 #define QUIESCE_LIMIT NS_PER_SEC
-#define PRELUDE_LIMIT (5 * NS_PER_SEC) /* the first thing that a source does is to send it */
 
 struct receiver {
 	struct receive_options opt;
@@ -58,6 +58,8 @@ struct receiver {
 	struct errmsg err;
 	uint64_t start_ns, stop_ns;
 	struct store store;
+	struct lanes lanes; /* the other connections */
+	uint64_t session;
 	uint8_t *state;
 	uint32_t state_len;
 	struct page_hash root;
@@ -66,16 +68,38 @@ struct receiver {
 	bool running;
 };
 
+/* Figures that others look at, from the thread's own. */
+static void publish(struct receiver *r)
+{
+	uint64_t bytes = r->conn.received, stored = r->store.pages_stored;
+	uint64_t zeroed = r->store.pages_zeroed;
+
+	lanes_add(&r->lanes, &bytes, &stored, &zeroed);
+	pthread_mutex_lock(&r->lock);
+	r->stats.wire_bytes = bytes;
+	r->stats.pages_sent = stored;
+	r->stats.pages_zero = zeroed;
+	r->stats.total_ns = r->start_ns ? now_ns() - r->start_ns : 0;
+	pthread_mutex_unlock(&r->lock);
+}
+
 static void set_phase(struct receiver *r, enum migrate_phase phase)
 {
 	r->phase = phase;
+	publish(r);
 	pthread_mutex_lock(&r->lock);
 	r->stats.phase = phase;
-	r->stats.wire_bytes = r->conn.received;
-	r->stats.total_ns = r->start_ns ? now_ns() - r->start_ns : 0;
-	r->stats.pages_sent = r->store.pages_stored;
-	r->stats.pages_zero = r->store.pages_zeroed;
 	pthread_mutex_unlock(&r->lock);
+}
+
+/* One source is enough: the next one is refused at once by the kernel. */
+static void stop_listening(struct receiver *r)
+{
+	if (r->listen_fd < 0)
+		return;
+	close(r->listen_fd);
+	r->listen_fd = -1;
+	uri_unlink(r->opt.uri);
 }
 
 /* ---- handshake ---- */
@@ -195,13 +219,27 @@ static int build_machine(struct receiver *r, struct hello *h)
 	pthread_mutex_lock(&r->lock);
 	r->stats.ram_bytes = r->vm->ram.size;
 	r->stats.verify = r->verify;
+	r->stats.connections = h->connections;
 	pthread_mutex_unlock(&r->lock);
 	return 0;
+}
+
+/* Its other connections, if there are to be any. */
+static int open_lanes(struct receiver *r, unsigned connections)
+{
+	int ret = 0;
+
+	if (connections > 1)
+		ret = lanes_open(&r->lanes, connections - 1, r->listen_fd, r->cancel_fd, r->session,
+				 r->conn.fd, &r->store, &r->err);
+	stop_listening(r);
+	return ret;
 }
 
 static int on_hello(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
 {
 	struct hello *h = malloc(sizeof(*h));
+	unsigned connections = 1;
 	int ret;
 
 	if (!h)
@@ -209,12 +247,16 @@ static int on_hello(struct receiver *r, const struct wire_frame *f, const uint8_
 	ret = hello_load(h, payload, f->length, &r->err);
 	if (ret == 0)
 		ret = build_machine(r, h);
+	if (ret == 0)
+		connections = h->connections;
 	free(h);
 	if (ret) {
 		conn_fail(&r->conn, WIRE_REFUSE, r->err.text);
 		return ret;
 	}
 	ret = conn_send(&r->conn, WIRE_HELLO_OK, NULL, 0, NULL, &r->err);
+	if (ret == 0)
+		ret = open_lanes(r, connections);
 	set_phase(r, MIGRATE_PRECOPY);
 	return ret;
 }
@@ -224,11 +266,15 @@ static int on_hello(struct receiver *r, const struct wire_frame *f, const uint8_
 static int on_round_end(struct receiver *r, const struct wire_frame *f, const uint8_t *payload)
 {
 	uint32_t round;
+	int ret;
 
 	if (f->length != sizeof(round))
 		return errmsg_set(&r->err, -EPROTO, "the source sent a ROUND_END frame of %u bytes",
 				  f->length);
 	memcpy(&round, payload, sizeof(round));
+	ret = lanes_end_round(&r->lanes, round, &r->err);
+	if (ret)
+		return ret;
 	pthread_mutex_lock(&r->lock);
 	r->stats.round = round;
 	pthread_mutex_unlock(&r->lock);
@@ -450,26 +496,17 @@ out:
 	return ret;
 }
 
-static void stop_listening(struct receiver *r)
-{
-	if (r->listen_fd < 0)
-		return;
-	close(r->listen_fd);
-	r->listen_fd = -1;
-	uri_unlink(r->opt.uri);
-}
-
 /*
  * Waits for a source that speaks. Who connects only to see whether anybody listens (a port scan,
  * another receiver that wants this address) and leaves without a word, or says nothing for longer
  * than a source can take, has not been one: the real one may be waiting behind him.
  */
-static int accept_source(struct receiver *r, uint64_t *session)
+static int accept_source(struct receiver *r)
 {
 	int fd, ret;
 
 	for (;;) {
-		fd = uri_accept(r->listen_fd, r->cancel_fd, &r->err);
+		fd = uri_accept(r->listen_fd, r->cancel_fd, UINT64_MAX, &r->err);
 		if (fd < 0)
 			return fd;
 		r->start_ns = now_ns();
@@ -477,15 +514,15 @@ static int accept_source(struct receiver *r, uint64_t *session)
 		if (ret)
 			return ret;
 		set_phase(r, MIGRATE_HANDSHAKE);
-		r->conn.deadline_ns = r->start_ns + PRELUDE_LIMIT;
-		ret = conn_recv_prelude(&r->conn, session, &r->err);
+		r->conn.deadline_ns = r->start_ns + CONN_PRELUDE_LIMIT;
+		ret = conn_recv_prelude(&r->conn, &r->session, &r->err);
 		r->conn.deadline_ns = UINT64_MAX;
 		if (ret != -ETIMEDOUT && (ret != -ECONNRESET || r->conn.received))
 			break;
 		if (ret == -ETIMEDOUT)
 			log_info("a peer connected and did not begin within %llu s: waiting for "
 				 "another",
-				 (unsigned long long)(PRELUDE_LIMIT / NS_PER_SEC));
+				 (unsigned long long)(CONN_PRELUDE_LIMIT / NS_PER_SEC));
 		else
 			log_debug("a peer connected and left without a word");
 		conn_close(&r->conn);
@@ -493,25 +530,33 @@ static int accept_source(struct receiver *r, uint64_t *session)
 		r->start_ns = 0;
 		set_phase(r, MIGRATE_LISTENING);
 	}
-	/* One source is enough: the next one is refused at once by the kernel. */
-	stop_listening(r);
+	if (ret)
+		stop_listening(r);
 	return ret;
 }
 
 static int receive_guest(struct receiver *r)
 {
-	uint64_t session = 0;
-	int ret;
+	int ret = accept_source(r);
 
-	ret = accept_source(r, &session);
 	/* A source of another version is to learn ours, too. */
 	if (ret == 0 || ret == -EPROTONOSUPPORT) {
-		int sent = conn_send_prelude(&r->conn, session, &r->err);
+		int sent = conn_send_prelude(&r->conn, r->session, &r->err);
 
 		ret = ret ? ret : sent;
 	}
-	while (ret == 0 && !r->running)
+	while (ret == 0 && !r->running) {
+		struct errmsg why = {0};
+		int failed;
+
 		ret = one_frame(r);
+		/* What ended the main connection, too. */
+		failed = ret ? lanes_failed(&r->lanes, &why) : 0;
+		if (failed && failed != -ECANCELED && failed != -ECONNRESET) {
+			r->err = why;
+			ret = failed;
+		}
+	}
 	return ret;
 }
 
@@ -519,6 +564,7 @@ static void *run_receiver(void *arg)
 {
 	struct receiver *r = arg;
 	enum migrate_status status;
+	uint64_t cpu = 0;
 	int ret = receive_guest(r);
 
 	status = ret == 0	    ? MIGRATE_COMPLETED
@@ -527,12 +573,11 @@ static void *run_receiver(void *arg)
 	if (ret && r->conn.fd >= 0 && r->phase != MIGRATE_HANDSHAKE && !r->conn.peer_failed)
 		conn_fail(&r->conn, WIRE_FAIL, r->err.text);
 
+	stop_listening(r);
+	publish(r);
+	lanes_close(&r->lanes, &cpu);
 	pthread_mutex_lock(&r->lock);
-	r->stats.wire_bytes = r->conn.received;
-	r->stats.total_ns = r->start_ns ? now_ns() - r->start_ns : 0;
-	r->stats.pages_sent = r->store.pages_stored;
-	r->stats.pages_zero = r->store.pages_zeroed;
-	r->stats.cpu_ns = thread_cpu_ns();
+	r->stats.cpu_ns = cpu + thread_cpu_ns();
 	r->stats.verified_pages = ret == 0 ? r->hashes.npages : 0;
 	r->stats.error = r->err;
 	r->stats.status = status;

@@ -40,6 +40,7 @@ static void options_fields(struct hello *h, struct sbuf *s)
 	sb_u64(s, &h->hash_seed);
 	sb_u64(s, &h->ram_used);
 	sb_u8(s, &h->verify);
+	sb_u32_range(s, &h->connections, 1, MIGRATE_CONNECTIONS_MAX);
 }
 
 int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_seed, struct sbuf *s,
@@ -54,6 +55,7 @@ int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_s
 	h->hash_seed = hash_seed;
 	h->ram_used = ram_used(&vm->ram);
 	h->verify = (uint8_t)opt->verify;
+	h->connections = MAX(opt->connections, 1U);
 
 	mark = sb_section_open(s, "config", 0, HELLO_VERSION, 0);
 	vm_config_fields(&vm->cfg, s);

@@ -16,9 +16,10 @@ struct hello {
 	struct cpuid cpuid;
 	uint64_t tsc_khz;
 	uint64_t hash_seed;
-	uint64_t ram_used; /* bytes that the destination will need memory for */
-	uint8_t verify;	   /* enum migrate_verify */
-	uint32_t n_msrs;   /* see vcpu_msrs_in_use() */
+	uint64_t ram_used;    /* bytes that the destination will need memory for */
+	uint8_t verify;	      /* enum migrate_verify */
+	uint32_t connections; /* of this move, 1 and more */
+	uint32_t n_msrs;      /* see vcpu_msrs_in_use() */
 	uint32_t msr[VCPU_MSRS_MAX];
 	const uint8_t *devices; /* of a loaded one: the device list, for state_device_list() */
 	size_t devices_len;

@@ -29,6 +29,7 @@
 #include "../vmm/vm.h"
 
 #define MIGRATE_URI_MAX 256
+#define MIGRATE_CONNECTIONS_MAX 32U
 #define MIGRATE_DOWNTIME_DEFAULT (50 * NS_PER_MS)
 #define MIGRATE_TIMEOUT_DEFAULT (3600 * NS_PER_SEC)
 
@@ -81,6 +82,7 @@ struct migrate_stats {
 	uint64_t verified_pages;
 	enum migrate_verify verify;
 	uint64_t rtt_ns;
+	uint32_t connections;
 	uint64_t cpu_ns;	       /* that this side's threads of the migration have used */
 	uint64_t estimate_downtime_ns; /* what the source expected when it paused */
 	/*
@@ -95,6 +97,7 @@ struct migrate_options {
 	uint64_t downtime_ns;	   /* the pause is entered when what is left fits this */
 	uint64_t timeout_ns;	   /* of everything before the pause; then it is given up */
 	enum migrate_verify verify;
+	unsigned connections; /* 1 to MIGRATE_CONNECTIONS_MAX; 0: as the host has CPUs for */
 };
 
 struct migration;

@@ -3,6 +3,22 @@
 
 #include <string.h>
 
+void page_counts_add(struct page_counts *to, const struct page_counts *from)
+{
+	to->scanned += from->scanned;
+	to->zero += from->zero;
+	to->unchanged += from->unchanged;
+	to->sent += from->sent;
+}
+
+/* One thread stores: no need of what an atomic addition costs. */
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	uint64_t now = atomic_load_explicit(counter, memory_order_relaxed);
+
+	atomic_store_explicit(counter, now + n, memory_order_relaxed);
+}
+
 static int flush_batch(struct page_path *p, struct errmsg *err)
 {
 	struct conn_batch *b = p->batch;
@@ -67,14 +83,14 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 	staged = p->batch->data + p->batch->head.n_data * PAGE_SIZE;
 	memcpy(staged, ram_page(&p->vm->ram, index), PAGE_SIZE);
 	if (page_is_zero(staged)) {
-		p->total.zero++;
+		count(&p->total.zero, 1);
 		return hash_equal(held, &p->hashes->zero)
 			       ? 0
 			       : add_zeros(p, index, WIRE_PAGE_ZERO, err);
 	}
 	hash = hash_page(p->hashes, staged);
 	if (hash_equal(held, &hash)) {
-		p->total.unchanged++;
+		count(&p->total.unchanged, 1);
 		return 0;
 	}
 	p->batch->desc[p->batch->head.n_descs++] = (struct wire_desc){
@@ -85,7 +101,7 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 	};
 	p->batch->head.n_data++;
 	*held = hash;
-	p->total.sent++;
+	count(&p->total.sent, 1);
 	return 0;
 }
 
@@ -113,7 +129,7 @@ static int send_holes(struct page_path *p, uint64_t word, uint64_t bits, bool al
 	for (; bits && ret == 0; bits &= bits - 1) {
 		uint64_t index = word * 64 + (unsigned)__builtin_ctzll(bits);
 
-		p->total.zero++;
+		count(&p->total.zero, 1);
 		if (!alone || !hash_equal(&p->hashes->table[index], &p->hashes->zero))
 			ret = add_zeros(p, index, WIRE_PAGE_HOLE, err);
 	}
@@ -142,7 +158,7 @@ static int send_range(struct page_path *p, uint64_t word, uint64_t n, struct err
 		       (word + lo) * 64 + (unsigned)__builtin_ctzll(bitmap[lo]),
 		       (word + hi) * 64 - (unsigned)__builtin_clzll(bitmap[hi - 1]), holes);
 	for (uint64_t i = lo; i < hi && ret == 0; i++) {
-		p->total.scanned += (unsigned)__builtin_popcountll(bitmap[i]);
+		count(&p->total.scanned, (unsigned)__builtin_popcountll(bitmap[i]));
 		ret = send_word(p, word + i, bitmap[i] & ~holes[i], err);
 	}
 	for (uint64_t i = lo; i < hi && ret == 0; i++)
@@ -151,19 +167,20 @@ static int send_range(struct page_path *p, uint64_t word, uint64_t n, struct err
 	return ret;
 }
 
-int pages_send_round(struct page_path *p, uint64_t pages, struct errmsg *err)
+int pages_send_round(struct page_path *p, struct errmsg *err)
 {
+	struct page_work *work = p->work;
+	uint64_t n_words = p->dirty->n_words, word;
 	int ret = 0;
 
-	for (uint64_t word = 0; word < p->dirty->n_words && ret == 0; word += PAGES_RANGE_WORDS) {
-		uint64_t n = MIN((uint64_t)PAGES_RANGE_WORDS, p->dirty->n_words - word);
+	while (ret == 0 && !work->stop &&
+	       (word = atomic_fetch_add(&work->next, PAGES_RANGE_WORDS)) < n_words) {
+		uint64_t n = MIN((uint64_t)PAGES_RANGE_WORDS, n_words - word);
 		uint64_t done = p->total.scanned;
 
 		ret = send_range(p, word, n, err);
-		if (ret || p->total.scanned == done)
-			continue;
-		pages -= MIN(pages, p->total.scanned - done);
-		ret = p->tick(p->tick_arg, pages, err);
+		if (ret == 0 && p->tick && p->total.scanned != done)
+			ret = p->tick(p->tick_arg, err);
 	}
 	if (ret == 0)
 		ret = flush_batch(p, err);

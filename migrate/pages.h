@@ -17,6 +17,8 @@
 #ifndef GODWIT_MIGRATE_PAGES_H
 #define GODWIT_MIGRATE_PAGES_H
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "../vmm/vm.h"
@@ -28,27 +30,37 @@
 	(RAM_HOLES_MAX / 64) /* so many pages are cleared, then read, at a time                    \
 			      */
 
+/* Stored by one thread; others may look. */
 struct page_counts {
-	uint64_t scanned, zero, unchanged, sent;
+	_Atomic uint64_t scanned, zero, unchanged, sent;
+};
+
+void page_counts_add(struct page_counts *to, const struct page_counts *from);
+
+/* A round, as the workers of all connections share it. */
+struct page_work {
+	_Atomic uint64_t next; /* the word of the bitmap where the next range begins */
+	_Atomic bool stop;     /* one of them has failed */
 };
 
 struct page_path {
 	struct vm *vm;
 	struct dirty *dirty;
 	struct hashes *hashes; /* what the destination holds */
+	struct page_work *work;
 	struct conn *conn;
 	struct conn_batch *batch; /* being filled, or NULL */
 	struct page_counts total;
-	/* Called after each range with the pages still to come: progress, and a reason to stop
-	 * (-errno). */
-	int (*tick)(void *arg, uint64_t remaining, struct errmsg *err);
+	/* Called after each range: progress, and a reason to stop (-errno). May be NULL. */
+	int (*tick)(void *arg, struct errmsg *err);
 	void *tick_arg;
 };
 
 /*
- * Sends every page of dirty->bitmap (`pages` of them) and empties it. On return all batches are
- * queued and the last is on its way. -errno with the cause in err.
+ * Sends pages of dirty->bitmap, and takes their bits, until no range of the work is left. On return
+ * all batches are queued and the last is on its way. -errno with the cause in err; 0 also when it
+ * was stopped.
  */
-int pages_send_round(struct page_path *p, uint64_t pages, struct errmsg *err);
+int pages_send_round(struct page_path *p, struct errmsg *err);
 
 #endif

@@ -32,10 +32,10 @@
 #include "hashes.h"
 #include "migrate.h"
 #include "pages.h"
+#include "senders.h"
 #include "state.h"
 #include "uri.h"
 
-#define CONNECT_TIMEOUT (10 * NS_PER_SEC)
 #define VCPU_STOP_LIMIT (5 * NS_PER_SEC)
 #define QUIESCE_LIMIT (5 * NS_PER_SEC)
 #define PINGS 5U
@@ -73,10 +73,13 @@ struct migration {
 	struct conn conn;
 	struct dirty dirty;
 	struct hashes hashes;
-	struct page_path path;
+	struct page_path path; /* of the first connection, which is the coordinator's */
+	struct page_work work;
+	struct senders senders; /* the other connections */
+	uint64_t session;
 	struct errmsg err;
 	uint64_t start_ns, deadline_ns;
-	uint64_t round_start_ns, round_start_sent;
+	uint64_t round_start_ns, round_start_sent, round_start_scanned, round_pages;
 	uint64_t speed;	      /* pages a second, as measured */
 	int64_t clock_offset; /* destination's now_ns() less ours */
 	uint64_t rtt;
@@ -93,22 +96,36 @@ static void set_phase(struct migration *m, enum migrate_phase phase)
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* Figures that others look at, from the coordinator's own. */
-static void publish(struct migration *m, uint64_t remaining)
+/* What all connections have sent so far: bytes, and pages. */
+static uint64_t sum_up(const struct migration *m, struct page_counts *pages)
 {
-	uint64_t now = now_ns(), in_round = now - m->round_start_ns;
+	uint64_t bytes = m->conn.sent;
 
+	*pages = (struct page_counts){0};
+	page_counts_add(pages, &m->path.total);
+	senders_add(&m->senders, &bytes, pages);
+	return bytes;
+}
+
+/* Figures that others look at, from the coordinator's own. */
+static void publish(struct migration *m)
+{
+	uint64_t now = now_ns(), in_round = now - m->round_start_ns, bytes, done;
+	struct page_counts pages;
+
+	bytes = sum_up(m, &pages);
+	done = pages.scanned - m->round_start_scanned;
 	pthread_mutex_lock(&m->lock);
 	m->stats.total_ns = now - m->start_ns;
-	m->stats.wire_bytes = m->conn.sent;
-	m->stats.remaining_pages = remaining;
+	m->stats.wire_bytes = bytes;
+	m->stats.remaining_pages = m->round_pages - MIN(done, m->round_pages);
 	if (in_round)
-		m->stats.bytes_per_s = (uint64_t)((double)(m->conn.sent - m->round_start_sent) *
-						  1e9 / (double)in_round);
-	m->stats.pages_scanned = m->path.total.scanned;
-	m->stats.pages_zero = m->path.total.zero;
-	m->stats.pages_unchanged = m->path.total.unchanged;
-	m->stats.pages_sent = m->path.total.sent;
+		m->stats.bytes_per_s =
+			(uint64_t)((double)(bytes - m->round_start_sent) * 1e9 / (double)in_round);
+	m->stats.pages_scanned = pages.scanned;
+	m->stats.pages_zero = pages.zero;
+	m->stats.pages_unchanged = pages.unchanged;
+	m->stats.pages_sent = pages.sent;
 	m->stats.rtt_ns = m->rtt;
 	pthread_mutex_unlock(&m->lock);
 }
@@ -136,12 +153,12 @@ static int check_stop(struct migration *m, struct errmsg *err)
 	return 0;
 }
 
-static int tick(void *arg, uint64_t remaining, struct errmsg *err)
+static int tick(void *arg, struct errmsg *err)
 {
 	struct migration *m = arg;
 	int ret;
 
-	publish(m, remaining);
+	publish(m);
 	ret = conn_keep_alive(&m->conn, err);
 	if (ret)
 		return ret;
@@ -181,7 +198,7 @@ static int connect_to(struct migration *m)
 	int fd;
 
 	set_phase(m, MIGRATE_CONNECTING);
-	fd = uri_connect(m->opt.uri, m->cancel_fd, CONNECT_TIMEOUT, &m->err);
+	fd = uri_connect(m->opt.uri, m->cancel_fd, CONN_OPEN_LIMIT, &m->err);
 	if (fd < 0)
 		return fd;
 	return conn_init(&m->conn, fd, m->cancel_fd, "destination", &m->err);
@@ -224,6 +241,7 @@ static int handshake(struct migration *m)
 		ret = conn_recv_prelude(&m->conn, &session, &m->err);
 	if (ret)
 		return ret;
+	m->session = session;
 	if (session != random[0])
 		return errmsg_set(&m->err, -EPROTO, "the destination answers another migration");
 	ret = hashes_init(&m->hashes, m->vm->ram.npages, random[1]);
@@ -238,54 +256,72 @@ static int handshake(struct migration *m)
 	sb_free(&hello);
 	if (ret == 0)
 		ret = read_verdict(m);
-	if (ret == 0)
-		ret = measure_clocks(m);
 	return ret;
 }
 
-/* One round of pages, the last one with the machine stopped included. */
-static int send_pages(struct migration *m, uint64_t pages, uint32_t *round)
+/*
+ * One round of pages, the last one with the machine stopped included. All connections end it, this
+ * one last: then the destination has it all, or breaks off.
+ */
+static int send_round(struct migration *m, uint64_t pages, uint32_t *round)
 {
-	int ret;
+	struct page_counts counts;
+	int ret, other;
 
 	m->round_start_ns = now_ns();
-	m->round_start_sent = m->conn.sent;
+	m->round_start_sent = sum_up(m, &counts);
+	m->round_start_scanned = counts.scanned;
+	m->round_pages = pages;
 	pthread_mutex_lock(&m->lock);
 	*round = ++m->stats.round;
 	pthread_mutex_unlock(&m->lock);
-	ret = pages_send_round(&m->path, pages, &m->err);
-	publish(m, 0);
+	m->work.next = 0;
+	senders_begin_round(&m->senders, *round);
+	ret = pages_send_round(&m->path, &m->err);
+	/* They must not wait for what will not come. */
+	if (ret)
+		m->work.stop = true;
+	other = senders_end_round(&m->senders, &m->err);
+	ret = ret ? ret : other;
+	if (ret == 0)
+		ret = conn_send(&m->conn, WIRE_ROUND_END, round, sizeof(*round), NULL, &m->err);
+	publish(m);
+	return ret;
+}
+
+/* What the destination acknowledges is stored. */
+static int await_ack(struct migration *m, uint32_t round)
+{
+	uint32_t ack = 0, len;
+	int ret = conn_expect(&m->conn, WIRE_ROUND_ACK, &ack, sizeof(ack), &len, &m->err);
+
+	if (ret == 0 && (len != sizeof(ack) || ack != round))
+		ret = errmsg_set(&m->err, -EPROTO, "the destination acknowledges another round");
 	return ret;
 }
 
 static int precopy_round(struct migration *m, uint64_t pages)
 {
-	uint32_t round, ack, len;
+	uint32_t round;
 	int ret;
 
 	/* While the pages go, the disks write out what they would have to at the pause. */
 	vm_prepare_devices(m->vm);
-	ret = send_pages(m, pages, &round);
-
-	if (ret == 0)
-		ret = conn_send(&m->conn, WIRE_ROUND_END, &round, sizeof(round), NULL, &m->err);
+	ret = send_round(m, pages, &round);
 	/* Only what the destination has stored counts for the speed. */
 	if (ret == 0)
-		ret = conn_expect(&m->conn, WIRE_ROUND_ACK, &ack, sizeof(ack), &len, &m->err);
-	if (ret)
-		return ret;
-	if (len != sizeof(ack) || ack != round)
-		return errmsg_set(&m->err, -EPROTO, "the destination acknowledges another round");
-	publish(m, 0);
-	return 0;
+		ret = await_ack(m, round);
+	if (ret == 0)
+		publish(m);
+	return ret;
 }
 
 /* The speed at which whole pages got into the destination's RAM in this round. */
 static void learn_speed(struct migration *m)
 {
 	uint64_t ns = now_ns() - m->round_start_ns;
-	uint64_t bytes = m->conn.sent - m->round_start_sent;
-	uint64_t by_bytes;
+	struct page_counts counts;
+	uint64_t bytes = sum_up(m, &counts) - m->round_start_sent, by_bytes;
 
 	if (ns == 0)
 		return;
@@ -333,10 +369,16 @@ static int precopy(struct migration *m)
 		.dirty = &m->dirty,
 		.hashes = &m->hashes,
 		.conn = &m->conn,
+		.work = &m->work,
 		.tick = tick,
 		.tick_arg = m,
 	};
-	ret = dirty_collect(&m->dirty, &pages, &m->err);
+	ret = senders_open(&m->senders, m->opt.connections - 1, m->opt.uri, m->cancel_fd,
+			   m->session, &m->path, &m->err);
+	if (ret == 0)
+		ret = measure_clocks(m);
+	if (ret == 0)
+		ret = dirty_collect(&m->dirty, &pages, &m->err);
 	while (ret == 0) {
 		collected_ns = now_ns();
 		ret = precopy_round(m, pages);
@@ -434,10 +476,9 @@ static int send_proof(struct migration *m, const struct sbuf *state, struct page
  * saving stores into guest RAM (KVM's own records of a vCPU that is set aside, for one) is in the
  * last harvest.
  */
-static int send_rest(struct migration *m, struct page_hash *root, uint64_t *at)
+static int send_rest(struct migration *m, struct page_hash *root, uint32_t *round, uint64_t *at)
 {
 	uint64_t pages;
-	uint32_t round;
 	struct sbuf s;
 	int ret;
 
@@ -450,7 +491,7 @@ static int send_rest(struct migration *m, struct page_hash *root, uint64_t *at)
 	set_part(m, &m->stats.state_ns, at);
 	ret = dirty_collect(&m->dirty, &pages, &m->err);
 	if (ret == 0)
-		ret = send_pages(m, pages, &round);
+		ret = send_round(m, pages, round);
 	if (ret == 0)
 		ret = conn_send(&m->conn, WIRE_STATE, s.data, (uint32_t)s.len, NULL, &m->err);
 	if (ret)
@@ -506,7 +547,7 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 	struct page_hash root = {0}, ready = {0};
 	struct migrate_stats *st = &m->stats;
 	uint64_t at;
-	uint32_t len;
+	uint32_t round = 0, len;
 	int ret;
 
 	set_phase(m, MIGRATE_STOPCOPY);
@@ -514,6 +555,7 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 	m->conn.deadline_ns = at + PAUSE_LIMIT;
 	if (m->opt.verify == MIGRATE_VERIFY_FULL)
 		m->conn.deadline_ns += m->vm->ram.size / REHASH_BYTES_PER_S * NS_PER_SEC;
+	senders_set_deadline(&m->senders, m->conn.deadline_ns);
 	ret = vm_pause_within(m->vm, VM_PAUSE_MIGRATE, VCPU_STOP_LIMIT, &m->err);
 	if (ret) {
 		/* Those that did stop have stood that long. */
@@ -528,7 +570,9 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 	*quiesced = true;
 	set_part(m, &st->pause_ns, &at);
 
-	ret = send_rest(m, &root, &at);
+	ret = send_rest(m, &root, &round, &at);
+	if (ret == 0)
+		ret = await_ack(m, round);
 	if (ret == 0)
 		ret = conn_expect(&m->conn, WIRE_READY, &ready, sizeof(ready), &len, &m->err);
 	if (ret)
@@ -586,6 +630,7 @@ static void *run_source(void *arg)
 	struct migration *m = arg;
 	enum migrate_status status;
 	bool quiesced = false;
+	uint64_t cpu = 0;
 	int ret;
 
 	m->conn.fd = -1;
@@ -602,11 +647,12 @@ static void *run_source(void *arg)
 		conn_fail(&m->conn, status == MIGRATE_CANCELLED ? WIRE_CANCEL : WIRE_FAIL,
 			  status == MIGRATE_CANCELLED ? "" : m->err.text);
 	dirty_stop(&m->dirty);
+	publish(m);
+	senders_close(&m->senders, &cpu);
 
 	pthread_mutex_lock(&m->lock);
-	m->stats.wire_bytes = m->conn.sent;
 	m->stats.total_ns = now_ns() - m->start_ns;
-	m->stats.cpu_ns = thread_cpu_ns();
+	m->stats.cpu_ns = cpu + thread_cpu_ns();
 	if (m->pause_start)
 		m->stats.downtime_ns = m->stats.pause_ns + m->stats.last_pages_ns +
 				       m->stats.state_ns + m->stats.proof_ns + m->stats.commit_ns;
@@ -629,6 +675,14 @@ static void run_done(struct loop_task *task)
 	struct migration *m = container_of(task, struct migration, done_task);
 
 	m->done(m->done_arg);
+}
+
+/* Beside the guest itself; more than a few only help where a network is much faster than a core. */
+static unsigned default_connections(void)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return cpus >= 8 ? 4 : cpus >= 4 ? 2 : 1;
 }
 
 int migrate_start(struct migration **out, struct vm *vm, const struct migrate_options *opt,
@@ -660,9 +714,12 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 	m->done_arg = arg;
 	m->done_task.run = run_done;
 	m->speed = 1;
+	if (m->opt.connections == 0)
+		m->opt.connections = default_connections();
 	m->start_ns = now_ns();
 	m->deadline_ns = m->start_ns + opt->timeout_ns;
 	m->stats.verify = opt->verify;
+	m->stats.connections = m->opt.connections;
 	m->stats.ram_bytes = vm->ram.size;
 	m->stats.downtime_target_ns = opt->downtime_ns;
 	pthread_mutex_init(&m->lock, NULL);

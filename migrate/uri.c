@@ -295,11 +295,11 @@ int uri_listen(const char *uri, char *out, size_t len, struct errmsg *err)
 	return fd;
 }
 
-int uri_accept(int listen_fd, int cancel_fd, struct errmsg *err)
+int uri_accept(int listen_fd, int cancel_fd, uint64_t deadline_ns, struct errmsg *err)
 {
 	int fd, domain = 0;
 	socklen_t len = sizeof(domain);
-	int ret = wait_for(listen_fd, POLLIN, cancel_fd, UINT64_MAX);
+	int ret = wait_for(listen_fd, POLLIN, cancel_fd, deadline_ns);
 
 	if (ret)
 		return errmsg_set(err, ret,

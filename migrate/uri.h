@@ -22,8 +22,9 @@ int uri_connect(const char *uri, int cancel_fd, uint64_t timeout_ns, struct errm
  */
 int uri_listen(const char *uri, char *out, size_t len, struct errmsg *err);
 
-/* Waits for one peer: an fd, -ECANCELED, -errno. */
-int uri_accept(int listen_fd, int cancel_fd, struct errmsg *err);
+/* Waits for one peer until deadline_ns (now_ns(); UINT64_MAX: for good): an fd, -ECANCELED,
+ * -ETIMEDOUT, -errno. */
+int uri_accept(int listen_fd, int cancel_fd, uint64_t deadline_ns, struct errmsg *err);
 
 /* Removes a unix: URI's file. */
 void uri_unlink(const char *uri);

@@ -27,6 +27,7 @@ static const struct {
 	[WIRE_FAIL] = {"FAIL", WIRE_TEXT_MAX},
 	[WIRE_CANCEL] = {"CANCEL", 0},
 	[WIRE_IDLE] = {"IDLE", 0},
+	[WIRE_JOIN] = {"JOIN", 0},
 };
 
 const char *wire_type_name(unsigned type)

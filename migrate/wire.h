@@ -24,9 +24,10 @@
  *
  *	S HELLO      sections: config, cpuid, options, msrs, devices
  *	D HELLO_OK   empty: the machine is built; or D REFUSE text: nothing has been paused
+ *	S JOIN       empty: first on each other connection, after its prelude
  *	S PING t     D PONG t, its own clock        (several: round trip and clock offset)
  *	S PAGES      pages of a round
- *	S ROUND_END n                               D ROUND_ACK n: all of it is stored
+ *	S ROUND_END n  on each connection           D ROUND_ACK n: all of it is stored
  *	S STATE      sections: see state.h
  *	S PROOF      digests of the source's table and of its state
  *	D READY      digest of the destination's: holds all, applied all, equal
@@ -87,6 +88,7 @@ enum wire_type {
 	WIRE_FAIL,
 	WIRE_CANCEL,
 	WIRE_IDLE,
+	WIRE_JOIN,
 	WIRE_N_TYPES,
 };
 

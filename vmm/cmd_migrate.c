@@ -255,6 +255,8 @@ static json_t *make_request(const struct config *cfg, const char *uri)
 
 	if (cfg->timeout_ns)
 		json_object_set_new(r, "timeout_ms", report_ms(cfg->timeout_ns));
+	if (cfg->connections)
+		json_object_set_new(r, "connections", json_integer(cfg->connections));
 	return r;
 }
 

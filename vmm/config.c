@@ -77,6 +77,8 @@ static const struct option_spec migrate_options[] = {
 	 "give up when the pause has not been reached by then (default: 1h)"},
 	{0, "verify", "HOW", OPTION_VERIFY, AT(verify),
 	 "stream: compare hashes of what was sent (default); full: rehash all RAM as well"},
+	{0, "connections", "N", OPTION_CONNECTIONS, AT(connections),
+	 "send over that many connections, 32 at most (default: as the CPUs allow, 1 to 4)"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report as one line of JSON"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "a line per round on stderr"},
 	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "no progress, only errors on stderr"},
@@ -261,6 +263,12 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 		if (parse_u64(value, 1, UINT32_MAX, &v))
 			return errmsg_set(err, -EINVAL, "'--%s': '%s' is not a number from 1 on",
 					  o->name, value);
+		*(uint32_t *)dst = (uint32_t)v;
+		return 0;
+	case OPTION_CONNECTIONS:
+		if (parse_u64(value, 1, MIGRATE_CONNECTIONS_MAX, &v))
+			return errmsg_set(err, -EINVAL, "'--%s': '%s' is not a number from 1 to %u",
+					  o->name, value, MIGRATE_CONNECTIONS_MAX);
 		*(uint32_t *)dst = (uint32_t)v;
 		return 0;
 	case OPTION_DURATION:

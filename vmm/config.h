@@ -40,6 +40,7 @@ struct config {
 	uint64_t downtime_ns;
 	uint64_t timeout_ns; /* of a migration, or of a stop; 0 when not given */
 	enum migrate_verify verify;
+	uint32_t connections; /* 0 when not given */
 	bool force;
 
 	bool json;
@@ -49,16 +50,17 @@ struct config {
 };
 
 enum option_kind {
-	OPTION_FLAG,	 /* bool */
-	OPTION_TEXT,	 /* char[size], not empty; given twice, the last one counts */
-	OPTION_JOIN,	 /* char[size]; given twice, the second is appended after a blank */
-	OPTION_CPU,	 /* char[size]: features to take away */
-	OPTION_NAME,	 /* char[size]: a guest's name */
-	OPTION_MEMORY,	 /* uint64_t: size of a guest's RAM */
-	OPTION_COUNT,	 /* uint32_t, at least 1 */
-	OPTION_DURATION, /* uint64_t nanoseconds */
-	OPTION_VERIFY,	 /* enum migrate_verify */
-	OPTION_DISK,	 /* this and the rest: struct vm_devices, which it is added to */
+	OPTION_FLAG,	    /* bool */
+	OPTION_TEXT,	    /* char[size], not empty; given twice, the last one counts */
+	OPTION_JOIN,	    /* char[size]; given twice, the second is appended after a blank */
+	OPTION_CPU,	    /* char[size]: features to take away */
+	OPTION_NAME,	    /* char[size]: a guest's name */
+	OPTION_MEMORY,	    /* uint64_t: size of a guest's RAM */
+	OPTION_COUNT,	    /* uint32_t, at least 1 */
+	OPTION_CONNECTIONS, /* uint32_t, 1 to MIGRATE_CONNECTIONS_MAX */
+	OPTION_DURATION,    /* uint64_t nanoseconds */
+	OPTION_VERIFY,	    /* enum migrate_verify */
+	OPTION_DISK,	    /* this and the rest: struct vm_devices, which it is added to */
 	OPTION_NET,
 	OPTION_VSOCK,
 	OPTION_CONSOLE,

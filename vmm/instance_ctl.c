@@ -386,10 +386,12 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 				      .timeout_ns = MIGRATE_TIMEOUT_DEFAULT};
 	double downtime_ms = 0, timeout_ms = 0;
 	const char *cmd, *uri, *verify = "stream";
+	json_int_t connections = 0;
 	struct errmsg err = {""};
 
-	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s!}", "cmd", &cmd, "uri", &uri,
-		    "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify", &verify))
+	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I!}", "cmd", &cmd, "uri", &uri,
+		    "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify", &verify,
+		    "connections", &connections))
 		return;
 	if (config_check_uri(uri, &err)) {
 		ctl_error(client, NULL, "%s", err.text);
@@ -404,6 +406,12 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 		ctl_error(client, NULL, "verify is neither \"stream\" nor \"full\"");
 		return;
 	}
+	if (connections < 0 || connections > MIGRATE_CONNECTIONS_MAX) {
+		ctl_error(client, NULL, "connections is not a number from 1 to %u",
+			  MIGRATE_CONNECTIONS_MAX);
+		return;
+	}
+	opt.connections = (unsigned)connections;
 	opt.verify = strcmp(verify, "full") ? MIGRATE_VERIFY_STREAM : MIGRATE_VERIFY_FULL;
 	memcpy(opt.uri, uri, strlen(uri) + 1);
 

@@ -69,6 +69,7 @@ json_t *report_final(const struct migrate_stats *s)
 	json_object_set_new(j, "downtime_target_ms", report_ms(s->downtime_target_ns));
 	json_object_set_new(j, "estimate_downtime_ms", report_ms(s->estimate_downtime_ns));
 	json_object_set_new(j, "rtt_ms", report_ms(s->rtt_ns));
+	json_object_set_new(j, "connections", json_integer(s->connections));
 	json_object_set_new(j, "cpu_ms", report_ms(s->cpu_ns));
 	json_object_set_new(j, "downtime_parts",
 			    json_pack("{s:o,s:o,s:o,s:o,s:o}", "pause_ms", report_ms(s->pause_ns),
@@ -89,6 +90,7 @@ json_t *report_received(const struct migrate_stats *s)
 			      "verify", verify_name(s->verify), "verified_pages",
 			      jint(s->verified_pages), "ram_bytes", jint(s->ram_bytes));
 
+	json_object_set_new(j, "connections", json_integer(s->connections));
 	json_object_set_new(j, "cpu_ms", report_ms(s->cpu_ns));
 	if (s->status != MIGRATE_COMPLETED)
 		json_object_set_new(j, "error", report_text(s->error.text));

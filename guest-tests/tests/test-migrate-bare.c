@@ -83,6 +83,13 @@ static const char *downtime(void)
 	return harness_path("--downtime=%dms", harness_slow(300));
 }
 
+static const char *connections(unsigned n)
+{
+	static const char *const some[] = {"--connections=1", "--connections=3", "--connections=8"};
+
+	return some[n % COUNT(some)];
+}
+
 START_TEST(writer)
 {
 	static const char *const ram[] = {"64M", "96M", "128M"};
@@ -110,7 +117,7 @@ START_TEST(writer)
 		need(kv(line, "t_ms") >= t_ms, "the clock went back from %lu: %s", t_ms, line);
 		t_ms = kv(line, "t_ms");
 		guest_move(&g, &m, uri(n + (unsigned)_i), "--verify=full", downtime(),
-			   "--timeout=50s", NULL);
+			   "--timeout=50s", connections(n), NULL);
 		line = ask(&g, "r", "^dirty t_ms=");
 		need(kv(line, "t_ms") >= t_ms, "the clock went back from %lu: %s", t_ms, line);
 		t_ms = kv(line, "t_ms");
@@ -143,7 +150,7 @@ START_TEST(unaided)
 	proc_fatal(g.proc, BARE_DIRTY_ERROR "| panic ");
 	guest_expect(&g, "^dirty ready ", LINE_MS);
 	for (unsigned n = 0; n < 3; n++) {
-		guest_move(&g, NULL, uri(n), downtime(), NULL);
+		guest_move(&g, NULL, uri(n), downtime(), connections(n), NULL);
 		ck_assert_uint_eq(kv(ask(&g, "v", "^dirty verify "), "errors"), 0);
 	}
 	guest_send(&g, "q");

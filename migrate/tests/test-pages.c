@@ -139,14 +139,7 @@ static struct dirty d;
 static struct hashes hashes;
 static struct conn conn;
 static struct page_path path;
-
-static int no_tick(void *arg, uint64_t remaining, struct errmsg *err)
-{
-	(void)arg;
-	(void)remaining;
-	(void)err;
-	return 0;
-}
+static struct page_work work;
 
 static void begin(void)
 {
@@ -167,7 +160,7 @@ static void begin(void)
 	ck_assert_int_eq(conn_init(&conn, fds[0], -1, "other side", &m->err), 0);
 	ck_assert_int_eq(dirty_start(&d, m->vm, &m->err), 0);
 	path = (struct page_path){
-		.vm = m->vm, .dirty = &d, .hashes = &hashes, .conn = &conn, .tick = no_tick};
+		.vm = m->vm, .dirty = &d, .hashes = &hashes, .work = &work, .conn = &conn};
 	ck_assert_int_eq(pthread_create(&other.thread, NULL, take_frames, NULL), 0);
 }
 
@@ -176,7 +169,8 @@ static void a_round(void)
 	uint64_t pages;
 
 	ck_assert_msg(dirty_collect(&d, &pages, &m->err) == 0, "%s", m->err.text);
-	ck_assert_msg(pages_send_round(&path, pages, &m->err) == 0, "%s", m->err.text);
+	work.next = 0;
+	ck_assert_msg(pages_send_round(&path, &m->err) == 0, "%s", m->err.text);
 }
 
 /* The last round of a guest that does nothing any more; then both must be equal. */

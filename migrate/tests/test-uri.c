@@ -109,7 +109,7 @@ static void try_pair(const char *listen_uri, const char *want)
 	ck_assert_msg(strncmp(out, want, strlen(want)) == 0, "%s instead of %s", out, want);
 	c = uri_connect(out, -1, LONG * NS_PER_SEC, &err);
 	ck_assert_msg(c >= 0, "%s", err.text);
-	s = uri_accept(l, -1, &err);
+	s = uri_accept(l, -1, UINT64_MAX, &err);
 	ck_assert_msg(s >= 0, "%s", err.text);
 	ck_assert_int_eq(fcntl(c, F_GETFL) & O_NONBLOCK, 0);
 	ck_assert_int_eq(fcntl(s, F_GETFD), FD_CLOEXEC);
@@ -198,7 +198,9 @@ START_TEST(given_up)
 	l = uri_listen(uri, out, sizeof(out), &err);
 	ck_assert_int_ge(l, 0);
 	ck_assert_int_eq((int)write(cancel, &one, sizeof(one)), (int)sizeof(one));
-	ck_assert_int_eq(uri_accept(l, cancel, &err), -ECANCELED);
+	ck_assert_int_eq(uri_accept(l, -1, now_ns() + NS_PER_MS, &err), -ETIMEDOUT);
+	err = (struct errmsg){""};
+	ck_assert_int_eq(uri_accept(l, cancel, UINT64_MAX, &err), -ECANCELED);
 	ck_assert_str_eq(err.text, "cancelled");
 	close(l);
 	/* TEST-NET-1 answers nobody; some hosts refuse at once. */
