@@ -476,8 +476,10 @@ static int send_proof(struct migration *m, const struct sbuf *state, struct page
  * saving stores into guest RAM (KVM's own records of a vCPU that is set aside, for one) is in the
  * last harvest.
  */
-static int send_rest(struct migration *m, struct page_hash *root, uint32_t *round, uint64_t *at)
+static int send_rest(struct migration *m, struct page_hash *root, uint64_t *at)
 {
+	bool full = m->opt.verify == MIGRATE_VERIFY_FULL;
+	uint32_t round;
 	uint64_t pages;
 	struct sbuf s;
 	int ret;
@@ -491,13 +493,18 @@ static int send_rest(struct migration *m, struct page_hash *root, uint32_t *roun
 	set_part(m, &m->stats.state_ns, at);
 	ret = dirty_collect(&m->dirty, &pages, &m->err);
 	if (ret == 0)
-		ret = send_round(m, pages, round);
+		ret = send_round(m, pages, &round);
 	if (ret == 0)
 		ret = conn_send(&m->conn, WIRE_STATE, s.data, (uint32_t)s.len, NULL, &m->err);
+	/* Not waited for before the proof is out, unless that takes long: then it is listened. */
+	if (ret == 0 && full)
+		ret = await_ack(m, round);
 	if (ret)
 		goto out;
 	set_part(m, &m->stats.last_pages_ns, at);
 	ret = send_proof(m, &s, root);
+	if (ret == 0 && !full)
+		ret = await_ack(m, round);
 out:
 	sb_free(&s);
 	return ret;
@@ -547,7 +554,7 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 	struct page_hash root = {0}, ready = {0};
 	struct migrate_stats *st = &m->stats;
 	uint64_t at;
-	uint32_t round = 0, len;
+	uint32_t len;
 	int ret;
 
 	set_phase(m, MIGRATE_STOPCOPY);
@@ -570,9 +577,7 @@ static int stop_and_copy(struct migration *m, bool *quiesced)
 	*quiesced = true;
 	set_part(m, &st->pause_ns, &at);
 
-	ret = send_rest(m, &root, &round, &at);
-	if (ret == 0)
-		ret = await_ack(m, round);
+	ret = send_rest(m, &root, &at);
 	if (ret == 0)
 		ret = conn_expect(&m->conn, WIRE_READY, &ready, sizeof(ready), &len, &m->err);
 	if (ret)
