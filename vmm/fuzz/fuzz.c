@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT */
+#include "fuzz.h"
+
+#include <errno.h>
+#include <ftw.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "../log.h"
+
+void __wrap_log_msg(enum log_level level, const char *fmt, ...) PRINTF(2, 3);
+
+/* What is logged is formed, for a bug in that is one, and not said: it would be all there is. */
+void __wrap_log_msg(enum log_level level, const char *fmt, ...)
+{
+	char text[1024];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	if (level <= LOG_WARN && getenv("FUZZ_LOG"))
+		fprintf(stderr, "log: %s\n", text);
+}
+
+void fuzz_bug(const char *fmt, ...)
+{
+	va_list ap;
+
+	fprintf(stderr, "BUG: ");
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fprintf(stderr, "\n");
+	abort();
+}
+
+static char folder[64];
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+	(void)st, (void)type, (void)at;
+	(void)remove(path);
+	return 0;
+}
+
+static void remove_folder(void)
+{
+	nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+const char *fuzz_folder(void)
+{
+	if (!folder[0]) {
+		/* Short: names of sockets are. */
+		snprintf(folder, sizeof(folder), "/tmp/godwit-fuzz-XXXXXX");
+		fuzz_need(mkdtemp(folder), "%s: %s", folder, strerror(errno));
+		atexit(remove_folder);
+	}
+	return folder;
+}
