@@ -17,7 +17,13 @@
 
 struct echo {
 	struct virtio v;
+	uint8_t fixed[VIRTIO_CONFIG_MAX]; /* what a driver may not change */
 };
+
+static struct echo *to_echo(struct virtio *v)
+{
+	return container_of(v, struct echo, v);
+}
 
 static void echo_serve(struct virtio *v, unsigned queue)
 {
@@ -57,7 +63,7 @@ static void echo_reset(struct virtio *v)
 static void echo_written(struct virtio *v)
 {
 	for (unsigned i = 8; i < VIRTIO_CONFIG_MAX; i++)
-		fuzz_need((i - WRITABLE < WRITABLE_LEN) || v->config[i] == i,
+		fuzz_need((i - WRITABLE < WRITABLE_LEN) || v->config[i] == to_echo(v)->fixed[i],
 			  "a driver has written byte %u of the configuration", i);
 }
 
@@ -80,8 +86,16 @@ static int echo_init(struct device *d, const void *config)
 	(void)config;
 	v->config_len = CONFIG_LEN;
 	for (unsigned i = 0; i < VIRTIO_CONFIG_MAX; i++)
-		v->config[i] = (uint8_t)i;
+		v->config[i] = to_echo(v)->fixed[i] = (uint8_t)i;
 	return virtio_init(v, &echo_virtio_ops, FEATURES, sizes, N_QUEUES);
+}
+
+static int echo_loaded(struct device *d)
+{
+	struct virtio *v = container_of(d, struct virtio, dev);
+
+	memcpy(to_echo(v)->fixed, v->config, sizeof(v->config));
+	return virtio_loaded(d);
 }
 
 static void echo_destroy(struct device *d)
@@ -99,7 +113,7 @@ static const struct device_ops echo_ops = {
 	.quiesce = virtio_quiesce,
 	.resume = virtio_resume,
 	.fields = virtio_fields,
-	.loaded = virtio_loaded,
+	.loaded = echo_loaded,
 	.shape = virtio_shape,
 	.destroy = echo_destroy,
 };

@@ -377,6 +377,12 @@ static void tidy(struct fuzz_machine *m)
 	machine_settle(m);
 }
 
+static void before_move(struct fuzz_machine *m)
+{
+	(void)m;
+	refuses = false;
+}
+
 static bool frame_came(void *arg)
 {
 	return far_drain(0, arg, 64) > 0;
@@ -414,6 +420,7 @@ static const struct fuzz_target target = {
 	.host = host,
 	.honest = honest,
 	.tidy = tidy,
+	.before_move = before_move,
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -12,7 +12,7 @@
 #include "../virtio_mmio.h"
 #include "oracle.h"
 
-#define WAIT_NS (20 * NS_PER_SEC)
+#define WAIT_NS (10 * NS_PER_SEC)
 #define MAX_MOVES 2U
 #define MAX_ACTIONS 200U
 #define SIZE_UP_MAX 64U /* of a ring that has its place in the arena */
@@ -860,7 +860,9 @@ static void end_of_input(struct fuzz_machine *m)
 	const struct fuzz_target *t = m->target;
 
 	machine_settle(m);
-	oracle_check("in the end");
+	/* What is under way stores still, and is marked once it has ended. */
+	if (nothing_in_flight(m))
+		oracle_check("in the end");
 	reset(m);
 	machine_settle(m);
 	oracle_check("after the reset");

@@ -18,6 +18,7 @@ struct held {
 	struct held *next; /* the one that was taken before */
 	unsigned queue;
 	uint16_t head;
+	bool back; /* given back, if it was not another one of that head */
 	uint64_t in_len;
 	uint32_t n;
 	struct part {
@@ -213,26 +214,49 @@ static void let_go(struct held **at)
 	free(h);
 }
 
-/* The same head may be there twice; which of them comes back nobody can say. */
+/* The chain of that head with the least room that suffices. */
+static struct held **find_held(unsigned queue, uint16_t head, uint32_t written, unsigned *n)
+{
+	struct held **best = NULL;
+
+	*n = 0;
+	for (struct held **at = &oracle.held; *at; at = &(*at)->next) {
+		const struct held *h = *at;
+
+		if (h->queue != queue || h->head != head || h->back)
+			continue;
+		++*n;
+		if (h->in_len >= written && (!best || h->in_len < (*best)->in_len))
+			best = at;
+	}
+	return best;
+}
+
+/*
+ * The same head may be there twice, which is the driver's mistake: which of the two comes back
+ * nobody can say, so the device may store into both until the second one does.
+ */
 static void give_back(const struct virtq *q, uint16_t head, uint32_t written)
 {
-	unsigned queue = queue_of(q);
-	bool short_one = false;
+	unsigned queue = queue_of(q), n;
+	struct held **best = find_held(queue, head, written, &n);
 
-	for (struct held **at = &oracle.held; *at; at = &(*at)->next) {
-		if ((*at)->queue != queue || (*at)->head != head)
-			continue;
-		if ((*at)->in_len >= written) {
-			let_go(at);
-			return;
-		}
-		short_one = true;
+	if (!best) {
+		fuzz_need(n == 0, "queue %u: head %u given back with %u bytes: it has less room",
+			  queue, head, written);
+		fuzz_need(oracle.lies, "queue %u: head %u is given back and was not taken", queue,
+			  head);
+		return;
 	}
-	if (short_one)
-		fuzz_bug("queue %u: head %u given back with %u bytes, more than it has room for",
-			 queue, head, written);
-	if (!oracle.lies)
-		fuzz_bug("queue %u: head %u is given back and was not taken", queue, head);
+	(*best)->back = true;
+	if (n > 1)
+		return;
+	for (struct held **at = &oracle.held; *at;) {
+		if ((*at)->queue == queue && (*at)->head == head)
+			let_go(at);
+		else
+			at = &(*at)->next;
+	}
 }
 
 void oracle_forget_chains(void)
@@ -240,15 +264,6 @@ void oracle_forget_chains(void)
 	while (oracle.held)
 		let_go(&oracle.held);
 	oracle.n_put = 0;
-}
-
-unsigned oracle_chains(void)
-{
-	unsigned n = 0;
-
-	for (const struct held *h = oracle.held; h; h = h->next)
-		n++;
-	return n;
 }
 
 void oracle_state_lies(void)
@@ -390,7 +405,7 @@ void __wrap_virtq_unpop(struct virtq *q)
 {
 	struct held **at = &oracle.held;
 
-	while (*at && (*at)->queue != queue_of(q))
+	while (*at && ((*at)->queue != queue_of(q) || (*at)->back))
 		at = &(*at)->next;
 	fuzz_need(*at, "queue %u: a chain is put back that was not taken", queue_of(q));
 	let_go(at);

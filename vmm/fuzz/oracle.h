@@ -37,9 +37,6 @@ void oracle_check(const char *when);
 /* The device was reset: it has no chains, and what it had stored into them stays. */
 void oracle_forget_chains(void);
 
-/* How many chains it has. */
-unsigned oracle_chains(void);
-
 /* From now to the end of the input the device may give back chains that it was never given: its
  * state came from a stream that lies. */
 void oracle_state_lies(void);
