@@ -135,18 +135,14 @@ static bool obey(struct virtio_net *n, const struct virtq_chain *c)
 void net_serve_ctrl(struct virtio_net *n, unsigned queue)
 {
 	struct virtio *v = &n->v;
-	struct virtq *q = &v->queue[queue].q;
 	struct ram *ram = &v->dev.vm->ram;
 
 	for (unsigned i = 0; i < BATCH; i++) {
 		struct virtq_chain c = {.iov = n->iov[0], .max = NET_QUEUE_SIZE};
 		uint8_t ack = ACK_OK;
 
-		if (!virtio_pop(v, queue, &c)) {
-			if (!virtio_live(v) || !virtq_want_kicks(q, ram))
-				return;
-			continue;
-		}
+		if (!virtio_take(v, queue, &c))
+			return;
 		if (c.in_len == 0) {
 			virtio_fail(v, "queue %u: no room for an answer", queue);
 			return;

@@ -306,13 +306,18 @@ int virtio_take(struct virtio *v, unsigned queue, struct virtq_chain *c)
 {
 	struct virtq *q = &v->queue[queue].q;
 
-	while (!virtio_pop(v, queue, c)) {
-		if (!virtio_live(v) || !virtq_want_kicks(q, ram_of(v)))
-			return 0;
-		/* Some came just before it was asked to kick. */
-		virtq_no_kicks(q, ram_of(v));
-	}
-	return 1;
+	if (virtio_pop(v, queue, c))
+		return 1;
+	if (!virtio_live(v) || !virtq_want_kicks(q, ram_of(v)))
+		return 0;
+	/* Some came just before it was asked to kick. */
+	virtq_no_kicks(q, ram_of(v));
+	if (virtio_pop(v, queue, c))
+		return 1;
+	/* An index that goes back may do so for ever: that of a ring which overlaps the used one.
+	 */
+	virtio_fail(v, "queue %u: chains that are available and then are not", queue);
+	return 0;
 }
 
 struct virtio_turn virtio_begin_turn(struct virtio *v, unsigned queue, int64_t left)
