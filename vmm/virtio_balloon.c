@@ -389,21 +389,32 @@ static void balloon_destroy(struct device *d)
 	virtio_destroy(&b->v);
 }
 
+/* Is a buffer held of the queue as it is now? The driver may have taken that away, or shrunk it. */
+static bool can_be_given_back(struct virtio_balloon *b)
+{
+	const struct virtq *q = &b->v.queue[STATS_QUEUE].q;
+
+	return is_stats(&b->v, STATS_QUEUE) && q->ready && b->held_head < q->size;
+}
+
 static void balloon_fields(struct device *d, struct sbuf *s)
 {
 	struct virtio_balloon *b = of_device(d);
+	bool held;
 
 	virtio_fields(d, s);
 	pthread_mutex_lock(&b->v.lock);
-	sb_bool(s, &b->held);
+	held = b->held && can_be_given_back(b);
+	sb_bool(s, &held);
 	sb_u16(s, &b->held_head);
+	if (s->loading)
+		b->held = held;
 	pthread_mutex_unlock(&b->v.lock);
 }
 
 static int balloon_loaded(struct device *d)
 {
 	struct virtio_balloon *b = of_device(d);
-	const struct virtq *q = &b->v.queue[STATS_QUEUE].q;
 	int ret = virtio_loaded(d);
 
 	if (ret)
@@ -411,7 +422,7 @@ static int balloon_loaded(struct device *d)
 	if (config_get(&b->v, CONFIG_NUM_PAGES) > d->vm->ram.npages ||
 	    config_get(&b->v, CONFIG_HINT_CMD))
 		return -EPROTO;
-	if (b->held && (!virtio_has(&b->v, F_STATS_VQ) || !q->ready || b->held_head >= q->size))
+	if (b->held && !can_be_given_back(b))
 		return -EPROTO;
 	/* The figures did not come along: they are the guest's to tell. */
 	b->ask_now = b->held;

@@ -737,6 +737,31 @@ START_TEST(buffer_rests)
 }
 END_TEST
 
+/* A driver that takes its queue away, or makes it smaller, while a buffer of it is held. */
+START_TEST(buffer_of_no_queue)
+{
+	struct virtq *q;
+	struct driver *to;
+
+	begin(F_USUAL);
+	q = &d->v->queue[STATS].q;
+	send_free(d, 5);
+	send_free(d, 5);
+	virtio_set_ready(d->v, STATS, false);
+	to = driver_move(d, &config);
+	driver_resume(to);
+	driver_free(to);
+	driver_resume(d);
+	q->size = 1;
+	virtio_set_ready(d->v, STATS, true);
+	ck_assert(q->ready);
+	to = driver_move(d, &config);
+	driver_resume(to);
+	driver_free(to);
+	end();
+}
+END_TEST
+
 START_TEST(reset_forgets)
 {
 	struct driver_used e;
@@ -896,6 +921,7 @@ int main(void)
 		too_many_buffers,
 		buffer_moves,
 		buffer_rests,
+		buffer_of_no_queue,
 		reset_forgets,
 		target,
 		hostile_state,
