@@ -6,8 +6,8 @@
  *	receiveq <--- in <--- peer's socket		serve_rx()
  *
  * Nobody holds a chain while the loop turns. A buffer to send that is larger than the room in
- * `out` is put back, and tx_done remembers how much of it was taken; a buffer to fill is put back
- * when the peer has nothing to say. So there is never a request in flight.
+ * `out`, or than a turn, is put back, and tx_done remembers how much of it was taken; a buffer to
+ *fill is put back when the peer has nothing to say. So there is never a request in flight.
  *
  * `in` is empty but for what was taken off a socket ahead of the guest's buffers: at a pause, and
  * from a peer that has gone.
@@ -214,10 +214,13 @@ static void poll_out(struct virtio_console *c)
 		loop_poll(loop_of(c), &c->peer->out, c->peer->fd, POLLOUT);
 }
 
-/* Takes bytes of a chain from tx_done on; false when the peer must take some first. */
-static bool take(struct virtio_console *c, const struct virtq_chain *chain)
+/*
+ * Takes bytes of a chain from tx_done on, as many as the turn has left or a few more; false when
+ * the peer must take some first.
+ */
+static bool take(struct virtio_console *c, const struct virtq_chain *chain, int64_t *left)
 {
-	while (c->tx_done < chain->out_len) {
+	while (c->tx_done<chain->out_len && * left> 0) {
 		uint8_t *at;
 		uint32_t len;
 
@@ -235,6 +238,7 @@ static bool take(struct virtio_console *c, const struct virtq_chain *chain)
 		len = (uint32_t)virtq_read(chain, c->tx_done, at, MIN(len, CHUNK));
 		c->out.len += len;
 		c->tx_done += len;
+		*left -= len;
 	}
 	return true;
 }
@@ -246,18 +250,20 @@ static void serve_tx(struct virtio_console *c)
 	struct virtq_chain chain = {.iov = iov, .max = QUEUE_SIZE};
 
 	while (virtio_next(&turn, &chain)) {
-		uint64_t before = c->tx_done;
-
 		if (chain.n_in) {
 			virtio_fail(&c->v, "a buffer to send that is to be written");
 			break;
 		}
-		if (!take(c, &chain)) {
+		turn.left -= (int64_t)CHAIN_COST;
+		if (!take(c, &chain, &turn.left)) {
 			virtq_unpop(&c->v.queue[TX].q);
 			poll_out(c); /* which goes on here */
 			return;
 		}
-		turn.left -= (int64_t)(CHAIN_COST + c->tx_done - before);
+		if (c->tx_done < chain.out_len) {
+			virtq_unpop(&c->v.queue[TX].q); /* and the next turn goes on */
+			continue;
+		}
 		c->tx_done = 0;
 		virtio_push(&c->v, TX, chain.head, 0);
 	}

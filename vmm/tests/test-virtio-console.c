@@ -423,6 +423,37 @@ START_TEST(backlog_without_peer)
 }
 END_TEST
 
+/* One buffer takes several turns, as many small ones do, with a peer or without. */
+START_TEST(takes_turns)
+{
+	static const struct driver_buf half = {8 * MIB, PATTERN_LEN / 2, false};
+	unsigned turns = 0;
+	struct driver_used e;
+	int fd;
+
+	driver_up(d, UINT64_MAX);
+	driver_poke(d, half.gpa, pattern, half.len);
+	driver_add(d, TX, &half, 1);
+	driver_kick(d, TX);
+	while (!driver_take_used(d, TX, &e)) {
+		struct driver_mark mark = {.task = {.run = driver_on_mark}};
+
+		loop_post(d->loop, &mark.task);
+		driver_run_until(d, mark.ran);
+		turns++;
+	}
+	ck_assert_uint_ge(turns, 4);
+	fd = peer_of(d, path);
+	peer_gets(d, fd, pattern + half.len - VIRTIO_CONSOLE_BACKLOG, VIRTIO_CONSOLE_BACKLOG);
+	driver_add(d, TX, &half, 1);
+	driver_kick(d, TX);
+	peer_gets(d, fd, pattern, half.len);
+	driver_wait_used(d, TX);
+	peer_gets_nothing(d, fd);
+	close(fd);
+}
+END_TEST
+
 /* Nothing is lost, and no more is taken from the guest than fits; the driver need not kick again.
  */
 START_TEST(slow_peer)
@@ -1065,6 +1096,7 @@ int main(void)
 	tcase_add_loop_test(tc, guest_to_peer, 0, ARRAY_SIZE(features));
 	tcase_add_loop_test(tc, backlog_without_peer, 0, 8);
 	tcase_add_loop_test(tc, slow_peer, 0, ARRAY_SIZE(features));
+	tcase_add_test(tc, takes_turns);
 	tcase_add_loop_test(tc, slow_peer_leaves, 0, 3);
 	tcase_add_loop_test(tc, peer_to_guest, 0, ARRAY_SIZE(features));
 	tcase_add_test(tc, input_in_pieces);
