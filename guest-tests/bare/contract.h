@@ -253,4 +253,26 @@
 	"virtio done writes=%lu reads=%lu flushes=%lu refused=%lu rng=%lu gap_us=%lu errors=%lu"
 #define BARE_VIRTIO_ERROR "virtio error "
 
+/*
+ * --- hostile ---
+ *
+ * Does to each virtio-mmio device what no driver does: rings that are nowhere, chains that go in
+ * circles, leave RAM, or are longer than their ring, descriptors that contradict themselves. Each
+ * time the device has to ask for its reset (or, where it may, to do as it is told), has to store
+ * into nothing but what it was given, and has to work after the reset.
+ *
+ * Output:
+ *
+ *     hostile device slot=.. id=.. queue=.. tried=.. asked=.. works=.. errors=..
+ *     hostile error slot=.. id=.. queue=.. what="..." why="..."
+ *     hostile done devices=.. tried=.. errors=..
+ *
+ * A line of `device` for each queue that is tried. asked counts how often the device asked for its
+ * reset, works how often an honest request was answered after that.
+ */
+#define BARE_HOSTILE_DEVICE_FMT                                                                    \
+	"hostile device slot=%lu id=%lu queue=%lu tried=%lu asked=%lu works=%lu errors=%lu"
+#define BARE_HOSTILE_DONE_FMT "hostile done devices=%lu tried=%lu errors=%lu"
+#define BARE_HOSTILE_ERROR "hostile error "
+
 #endif

@@ -63,10 +63,10 @@ static void set(uint32_t slot, uint32_t reg, uint32_t value)
 	*(volatile uint32_t *)(BASE + slot * STRIDE + reg) = value;
 }
 
-static void set_address(uint32_t slot, uint32_t reg, const volatile void *addr)
+static void set_address(uint32_t slot, uint32_t reg, uint64_t addr)
 {
-	set(slot, reg, (uint32_t)(uint64_t)addr);
-	set(slot, reg + 4, (uint32_t)((uint64_t)addr >> 32));
+	set(slot, reg, (uint32_t)addr);
+	set(slot, reg + 4, (uint32_t)(addr >> 32));
 }
 
 uint32_t vdev_id(uint32_t slot)
@@ -81,19 +81,26 @@ static void add_status(uint32_t slot, uint32_t bits)
 	set(slot, REG_STATUS, get(slot, REG_STATUS) | bits);
 }
 
-void vdev_start(struct vdev *dev, uint32_t slot, uint64_t wanted)
+void vdev_reset(uint32_t slot)
 {
-	uint64_t offered, start = rt_tsc();
+	uint64_t start = rt_tsc();
 
-	dev->slot = slot;
-	if (get(slot, REG_VERSION) != 2)
-		rt_panic("a virtio-mmio device is not of version 2");
 	set(slot, REG_STATUS, 0);
 	while (get(slot, REG_STATUS)) {
 		if (rt_tsc() - start > rt_us_to_cycles(RESET_US))
 			rt_panic("a virtio device does not reset");
 		rt_relax();
 	}
+}
+
+void vdev_start(struct vdev *dev, uint32_t slot, uint64_t wanted)
+{
+	uint64_t offered;
+
+	dev->slot = slot;
+	if (get(slot, REG_VERSION) != 2)
+		rt_panic("a virtio-mmio device is not of version 2");
+	vdev_reset(slot);
 	add_status(slot, STATUS_ACKNOWLEDGE);
 	add_status(slot, STATUS_DRIVER);
 	set(slot, REG_DEVICE_FEATURES_SEL, 0);
@@ -146,12 +153,41 @@ static void *zeroed(uint64_t size)
 	return memset(rt_alloc(size), 0, size);
 }
 
-void vring_start(struct vring *ring, struct vdev *dev, uint32_t index, uint32_t most)
+uint32_t vdev_queue_max(const struct vdev *dev, uint32_t index)
 {
-	uint32_t slot = dev->slot, size;
+	set(dev->slot, REG_QUEUE_SEL, index);
+	return get(dev->slot, REG_QUEUE_SIZE_MAX);
+}
+
+bool vdev_place(const struct vdev *dev, uint32_t index, uint32_t size, uint64_t desc,
+		uint64_t avail, uint64_t used)
+{
+	uint32_t slot = dev->slot;
 
 	set(slot, REG_QUEUE_SEL, index);
-	size = get(slot, REG_QUEUE_SIZE_MAX);
+	set(slot, REG_QUEUE_SIZE, size);
+	set_address(slot, REG_QUEUE_DESC, desc);
+	set_address(slot, REG_QUEUE_DRIVER, avail);
+	set_address(slot, REG_QUEUE_DEVICE, used);
+	set(slot, REG_QUEUE_READY, 1);
+	return get(slot, REG_QUEUE_READY) == 1;
+}
+
+void vdev_unplace(const struct vdev *dev, uint32_t index)
+{
+	set(dev->slot, REG_QUEUE_SEL, index);
+	set(dev->slot, REG_QUEUE_READY, 0);
+}
+
+void vdev_kick(const struct vdev *dev, uint32_t index)
+{
+	set(dev->slot, REG_QUEUE_NOTIFY, index);
+}
+
+void vring_start(struct vring *ring, struct vdev *dev, uint32_t index, uint32_t most)
+{
+	uint32_t size = vdev_queue_max(dev, index);
+
 	if (size < VRING_PARTS)
 		rt_panic("a virtio queue is not there, or too short");
 	*ring = (struct vring){.dev = dev, .index = index, .size = size};
@@ -163,12 +199,8 @@ void vring_start(struct vring *ring, struct vdev *dev, uint32_t index, uint32_t 
 	ring->given = zeroed(ring->requests);
 	if (!(dev->features & VDEV_F_EVENT_IDX))
 		ring->avail[RING_FLAGS] = AVAIL_NO_INTERRUPT;
-	set(slot, REG_QUEUE_SIZE, size);
-	set_address(slot, REG_QUEUE_DESC, ring->desc);
-	set_address(slot, REG_QUEUE_DRIVER, ring->avail);
-	set_address(slot, REG_QUEUE_DEVICE, ring->used);
-	set(slot, REG_QUEUE_READY, 1);
-	if (get(slot, REG_QUEUE_READY) != 1)
+	if (!vdev_place(dev, index, size, (uint64_t)ring->desc, (uint64_t)ring->avail,
+			(uint64_t)ring->used))
 		rt_panic("a virtio queue does not become ready");
 }
 
@@ -222,7 +254,7 @@ void vring_submit(struct vring *ring, uint32_t request, const struct vbuf *buf, 
 	/* The index must be seen before the device's wish is read. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (wants_kick(ring))
-		set(ring->dev->slot, REG_QUEUE_NOTIFY, ring->index);
+		vdev_kick(ring->dev, ring->index);
 }
 
 bool vring_take(struct vring *ring, uint32_t *request, uint32_t *len)

@@ -9,8 +9,12 @@
 #include "rt/rt.h"
 
 #define VDEV_SLOTS 32u
+#define VDEV_NET 1u
 #define VDEV_BLK 2u
+#define VDEV_CONSOLE 3u
 #define VDEV_RNG 4u
+#define VDEV_BALLOON 5u
+#define VDEV_VSOCK 19u
 
 #define VDEV_F(bit) (1ul << (bit))
 #define VDEV_F_INDIRECT VDEV_F(28)
@@ -52,6 +56,19 @@ uint64_t vdev_config(const struct vdev *dev, uint32_t offset, uint32_t size);
 
 /* Sets a queue up for as many requests of VRING_PARTS buffers as it can take, `most` at most. */
 void vring_start(struct vring *ring, struct vdev *dev, uint32_t index, uint32_t most);
+
+/* The largest size of a queue; 0: it is not there. */
+uint32_t vdev_queue_max(const struct vdev *dev, uint32_t index);
+
+/* Where the parts of a queue are, wherever that is. false: the device does not take it. */
+bool vdev_place(const struct vdev *dev, uint32_t index, uint32_t size, uint64_t desc,
+		uint64_t avail, uint64_t used);
+void vdev_unplace(const struct vdev *dev, uint32_t index);
+
+void vdev_kick(const struct vdev *dev, uint32_t index);
+
+/* Resets the device, waits for that, and leaves it alone. */
+void vdev_reset(uint32_t slot);
 
 /* All queues are there. */
 void vdev_ready(const struct vdev *dev);
