@@ -109,6 +109,15 @@ static void request(struct fuzz_machine *m, struct fuzz_in *in)
 		machine_kick(m, queue);
 }
 
+/* How far into text these bytes get, which go on from `seen`; text begins with a letter that is
+ * nowhere else in it. */
+static size_t match(const uint8_t *bytes, size_t n, const char *text, size_t seen)
+{
+	for (size_t i = 0; i < n && text[seen]; i++)
+		seen = bytes[i] == (uint8_t)text[seen] ? seen + 1 : bytes[i] == (uint8_t)text[0];
+	return seen;
+}
+
 struct hearing {
 	int fd;
 	const char *text;
@@ -119,10 +128,11 @@ struct hearing {
 static bool heard(void *arg)
 {
 	struct hearing *h = arg;
-	char c;
+	uint8_t bytes[4096];
+	ssize_t n;
 
-	while (h->text[h->seen] && recv(h->fd, &c, 1, MSG_DONTWAIT) == 1)
-		h->seen = c == h->text[h->seen] ? h->seen + 1 : c == h->text[0];
+	while (h->text[h->seen] && (n = recv(h->fd, bytes, sizeof(bytes), MSG_DONTWAIT)) > 0)
+		h->seen = match(bytes, (size_t)n, h->text, h->seen);
 	return !h->text[h->seen];
 }
 
@@ -172,8 +182,7 @@ static void read_answer(struct fuzz_machine *m, const char *text)
 
 		fuzz_need(n > 0 && n <= sizeof(got), "%u bytes of input", n);
 		oracle_load(ARENA + ARENA_SIZE, got, n);
-		for (uint32_t i = 0; i < n && text[seen]; i++)
-			seen = got[i] == text[seen] ? seen + 1 : 0;
+		seen = match(got, n, text, seen);
 		if (!text[seen])
 			return;
 		post_input(m);

@@ -317,7 +317,7 @@ static void control(struct fuzz_machine *m, struct fuzz_in *in)
 	static const uint8_t lens[] = {1, 2, 6, 8, 0, 8 + 6, 8 + 12, 3};
 	/* Behind the pairs in use. */
 	unsigned queue = m->side->v->n_queues - 1, what = in_u8(in);
-	uint8_t code[2] = {(what & 7) % 6, (what >> 3) & 1}, data[32];
+	uint8_t code[2] = {(uint8_t)((what & 7) % 6), (what >> 3) & 1}, data[32];
 	uint32_t len = lens[(what >> 4) % 8];
 	struct fuzz_buf b[3];
 

@@ -41,7 +41,7 @@ static void any_ring(struct rig *r, struct fuzz_in *in)
 	int ret;
 
 	q->ready = false;
-	q->size = how & 1 ? in_u16(in) : (uint16_t)(1U << (how >> 4) % 11);
+	q->size = (uint16_t)(how & 1 ? in_u16(in) : 1U << (how >> 4) % 11);
 	q->desc = machine_gpa(in);
 	q->avail = machine_gpa(in);
 	q->used = machine_gpa(in);

@@ -100,16 +100,26 @@ static struct {
 	sem_t go;
 	void (*fn)(struct fuzz_machine *m);
 	struct fuzz_machine *m;
+	struct loop_task wake;
 	atomic_bool done;
 } vcpu;
+
+static void on_wake(struct loop_task *task)
+{
+	(void)task;
+}
 
 static void *vcpu_thread(void *arg)
 {
 	for (;;) {
+		struct loop *loop;
+
 		while (sem_wait(&vcpu.go))
 			;
+		loop = vcpu.m->loop;
 		vcpu.fn(vcpu.m);
 		vcpu.done = true;
+		loop_post(loop, &vcpu.wake);
 	}
 	return arg;
 }
@@ -125,6 +135,7 @@ static void on_vcpu(struct fuzz_machine *m, void (*fn)(struct fuzz_machine *m), 
 	pthread_t thread;
 
 	if (!vcpu.there) {
+		vcpu.wake.run = on_wake;
 		sem_init(&vcpu.go, 0, 0);
 		fuzz_need(!pthread_create(&thread, NULL, vcpu_thread, NULL), "no thread");
 		vcpu.there = true;
@@ -690,7 +701,7 @@ static void any_queue(struct fuzz_machine *m, struct fuzz_in *in)
 	set(m, REG_QUEUE_SEL, queue);
 	if (how & 1)
 		set(m, REG_QUEUE_READY, 0);
-	q->size = how & 2 ? in_u16(in) : (uint16_t)(1U << (how >> 4) % 11);
+	q->size = (uint16_t)(how & 2 ? in_u16(in) : 1U << (how >> 4) % 11);
 	q->desc = machine_gpa(in);
 	q->avail = machine_gpa(in);
 	q->used = machine_gpa(in);
