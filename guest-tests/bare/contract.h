@@ -261,14 +261,17 @@
  * time the device has to ask for its reset (or, where it may, to do as it is told), has to store
  * into nothing but what it was given, and has to work after the reset.
  *
+ *     rounds=N        over all devices; 0: until `q` (1)
+ *     secs=N
+ *
  * Output:
  *
  *     hostile device slot=.. id=.. queue=.. tried=.. asked=.. works=.. errors=..
  *     hostile error slot=.. id=.. queue=.. what="..." why="..."
  *     hostile done devices=.. tried=.. errors=..
  *
- * A line of `device` for each queue that is tried. asked counts how often the device asked for its
- * reset, works how often an honest request was answered after that.
+ * A line of `device` for each queue that is tried, after which `q` is looked for. asked counts how often the device asked for its
+ * reset, works how often an honest request was answered after that. devices= of `done` is of the last round.
  */
 #define BARE_HOSTILE_DEVICE_FMT                                                                    \
 	"hostile device slot=%lu id=%lu queue=%lu tried=%lu asked=%lu works=%lu errors=%lu"

@@ -55,6 +55,8 @@ static struct {
 	uint32_t id, queues;
 	uint64_t ram_end;
 	uint64_t devices, tried, errors;
+	uint64_t end; /* clock at which it ends by itself; 0: never */
+	bool quit;
 	const char *what;
 	uint64_t queue;
 } hostile;
@@ -460,6 +462,12 @@ static void try_queue(const struct honest *h, uint32_t queue)
 		  (uint64_t)queue, tried, asked, well, hostile.errors - before);
 }
 
+static void look_for_quit(void)
+{
+	if (rt_getc() == BARE_CMD_QUIT || (hostile.end && rt_tsc() >= hostile.end))
+		hostile.quit = true;
+}
+
 /* A queue whose chains the device looks at only once it has something to say is not tried. */
 static bool looked_at(uint32_t id, uint32_t queue)
 {
@@ -488,25 +496,37 @@ static void try_device(uint32_t slot)
 	while (hostile.queues < MAX_QUEUES && vdev_queue_max(&hostile.dev, hostile.queues))
 		hostile.queues++;
 	works(h);
-	for (uint32_t q = 0; q < hostile.queues; q++) {
+	for (uint32_t q = 0; q < hostile.queues && !hostile.quit; q++) {
 		if (looked_at(hostile.id, q))
 			try_queue(h, q);
+		look_for_quit();
 	}
 	vdev_reset(slot);
 }
 
+static void try_all(void)
+{
+	hostile.devices = 0;
+	for (uint32_t slot = 0; slot < VDEV_SLOTS && !hostile.quit; slot++) {
+		if (vdev_id(slot))
+			try_device(slot);
+	}
+}
+
 static void run(void)
 {
+	uint64_t rounds = rt_option("rounds", 1), secs = rt_option("secs", 0);
+
+	if (secs)
+		hostile.end = rt_tsc() + rt_us_to_cycles(secs * 1000000);
 	for (uint32_t i = 0; i < rt.nr_ram; i++) {
 		if (rt.ram[i].base + rt.ram[i].size > hostile.ram_end)
 			hostile.ram_end = rt.ram[i].base + rt.ram[i].size;
 	}
 	hostile.area = rt_alloc(sizeof(*hostile.area));
 	hostile.copy = rt_alloc(sizeof(*hostile.copy));
-	for (uint32_t slot = 0; slot < VDEV_SLOTS; slot++) {
-		if (vdev_id(slot))
-			try_device(slot);
-	}
+	for (uint64_t i = 0; (rounds == 0 || i < rounds) && !hostile.quit; i++)
+		try_all();
 	rt_printf(BARE_HOSTILE_DONE_FMT "\n", hostile.devices, hostile.tried, hostile.errors);
 	rt_poweroff();
 }
