@@ -242,9 +242,10 @@ int virtio_loaded(struct device *d)
 	return ret;
 }
 
-void virtio_shape(struct device *d, struct sbuf *s, struct errmsg *err)
+/* What is compared is fixed, but a driver's reset stores all of its queues anew. */
+static void shape_locked(struct virtio *v, struct sbuf *s, struct errmsg *err)
 {
-	struct virtio *v = to_virtio(d);
+	uint32_t instance = v->dev.instance;
 	uint64_t offered = v->offered;
 	uint32_t n = v->n_queues;
 
@@ -252,16 +253,15 @@ void virtio_shape(struct device *d, struct sbuf *s, struct errmsg *err)
 	sb_u32(s, &n);
 	if (s->loading && !s->err && n != v->n_queues)
 		sb_fail(s, errmsg_set(err, -ENOTSUP, "%s %u: it has %u queues, here it has %u",
-				      v->ops->name, d->instance, n, v->n_queues));
+				      v->ops->name, instance, n, v->n_queues));
 	for (unsigned i = 0; i < v->n_queues; i++) {
 		uint16_t max = v->queue[i].q.max;
 
 		sb_u16(s, &max);
 		if (s->loading && !s->err && max != v->queue[i].q.max)
-			sb_fail(s,
-				errmsg_set(err, -ENOTSUP,
-					   "%s %u: its queue %u has %u entries, here it has %u",
-					   v->ops->name, d->instance, i, max, v->queue[i].q.max));
+			sb_fail(s, errmsg_set(err, -ENOTSUP,
+					      "%s %u: its queue %u has %u entries, here it has %u",
+					      v->ops->name, instance, i, max, v->queue[i].q.max));
 	}
 	if (!s->loading || s->err)
 		return;
@@ -269,10 +269,19 @@ void virtio_shape(struct device *d, struct sbuf *s, struct errmsg *err)
 		sb_fail(s, errmsg_set(err, -ENOTSUP,
 				      "%s %u: this host's device lacks features %#llx that the "
 				      "guest was offered",
-				      v->ops->name, d->instance,
+				      v->ops->name, instance,
 				      (unsigned long long)(offered & ~v->offered)));
 	else
 		v->offered = offered;
+}
+
+void virtio_shape(struct device *d, struct sbuf *s, struct errmsg *err)
+{
+	struct virtio *v = to_virtio(d);
+
+	pthread_mutex_lock(&v->lock);
+	shape_locked(v, s, err);
+	pthread_mutex_unlock(&v->lock);
 }
 
 /* ---- for device models ---- */

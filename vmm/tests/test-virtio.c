@@ -931,6 +931,35 @@ START_TEST(threads)
 }
 END_TEST
 
+static void *resetter_main(void *arg)
+{
+	struct vcpu_thread *t = arg;
+
+	while (!t->quit)
+		virtio_set_status(d->v, 0);
+	return NULL;
+}
+
+/* The handshake of a move looks at devices while the guest runs. */
+START_TEST(shape_while_reset)
+{
+	struct vcpu_thread vcpu = {false};
+	struct sbuf first, s;
+
+	driver_save_shape(d, &first);
+	ck_assert_int_eq(pthread_create(&vcpu.thread, NULL, resetter_main, &vcpu), 0);
+	for (unsigned i = 0; i < 2000; i++) {
+		driver_save_shape(d, &s);
+		if (s.len != first.len || memcmp(s.data, first.data, s.len) != 0)
+			ck_abort_msg("another shape");
+		sb_free(&s);
+	}
+	vcpu.quit = true;
+	pthread_join(vcpu.thread, NULL);
+	sb_free(&first);
+}
+END_TEST
+
 int main(void)
 {
 	const struct {
@@ -957,6 +986,7 @@ int main(void)
 		{truncated_state, 1},
 		{destroyed_with_work_waiting, 1},
 		{threads, 1},
+		{shape_while_reset, 1},
 	};
 	Suite *s = suite_create("virtio");
 	TCase *tc = tcase_create("virtio");
