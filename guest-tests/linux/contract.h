@@ -20,6 +20,10 @@
  *	echo     answer to `echo TEXT`: the word is followed by TEXT itself
  *	reset    answer to `z`
  *	rate     answer to `rate=N`: pages=N
+ *	cache    answer to `cache=N`: bytes=
+ *	found    in the mode disk: what a worker has found there, and goes on from: worker= n=
+ *	durable  after each report of that mode: per worker, how many of its writes are durable:
+ *		 log0= slots0= swap0= names0= (records.h)
  *	info     one fact about the machine: key= text=
  *	error    a check failed: worker= text=; after the eighth of one worker they are only counted
  *	death    a worker ended, which none should: worker= cause= code=
@@ -45,7 +49,7 @@
  *	late_us  latest wake-up from a sleep
  *	drift_us how far CLOCK_REALTIME or CLOCK_BOOTTIME moved against CLOCK_MONOTONIC
  *	alive    workers living and moving; equals workers= of the ready line when all is well
- *	full     1 once every memory worker has filled its region
+ *	full     1 once every memory worker has filled its region, and every disk worker written
  *	dmesg    kernel complaints that are not errors: the clock source watchdog, mostly
  *	in       input lines seen
  *	init_ms  from the start of init to the ready line
@@ -76,6 +80,10 @@
  *	poweroff  power off as soon as ready     reboot  reboot as soon as ready
  *	info      say what the machine is, then power off
  *	shell     run /bin/sh on the serial line if the initramfs has one, then power off
+ *	disk      as idle, and disk workers write to the ext4 on /dev/vda, which must be there; they
+ *		  go on from what they find
+ *
+ * Modules that the initramfs brings (scripts/initramfs) are loaded in all modes.
  */
 #define GT_OPT_PREFIX "gt."
 #define GT_OPT_MODE "gt.mode"	      /* default stress */
@@ -90,6 +98,8 @@
 #define GT_OPT_PAIR "gt.pair_us"      /* pause of the pair per block, default 20000; 0: none */
 #define GT_OPT_CHURN "gt.churn_ms"    /* pause per fork and exec, default 100; 0: no worker */
 #define GT_OPT_REGS "gt.regs_us"      /* pause per register round, default 10000; 0: no worker */
+#define GT_OPT_DISK "gt.disk_us"      /* pause of a disk worker per round, default 5000 */
+#define GT_OPT_DIR "gt.dir"	      /* where disk workers write, instead of to /dev/vda */
 #define GT_OPT_VERIFY "gt.verify_ms"  /* limit of a full verification, default 120000 */
 #define GT_OPT_SEED "gt.seed"	      /* content seed; default is taken from the clock */
 #define GT_OPT_CORRUPT "gt.corrupt"   /* 1: permit `corrupt` */
@@ -104,7 +114,7 @@
 #define GT_CMD_REPORT "r"      /* report now */
 #define GT_CMD_ZERO "z"	       /* reset gap_us, late_us, drift_us */
 #define GT_CMD_VERIFY "v"      /* stop the workers, verify all they hold, answer, go on */
-#define GT_CMD_QUIT "q"	       /* verify all, say done, power off */
+#define GT_CMD_QUIT "q"	       /* verify all, unmount, say done, power off */
 #define GT_CMD_REBOOT "reboot" /* reboot at once, without verifying */
 #define GT_CMD_INFO "info"     /* the info lines */
 #define GT_CMD_ECHO "echo "    /* + TEXT */
@@ -113,7 +123,8 @@
  * input comes, which is obeyed after "flooded". Nothing else is said meanwhile.
  */
 #define GT_CMD_FLOOD "flood="
-#define GT_CMD_RATE "rate=" /* + N: as gt.rate, from now on */
+#define GT_CMD_RATE "rate="   /* + N: as gt.rate, from now on */
+#define GT_CMD_CACHE "cache=" /* + N: read the first N bytes of /dev/vda into the page cache */
 /*
  * + WHAT: do damage that must be found, to prove that it would be; only with gt.corrupt=1. The
  * answer is "corrupt what=WHAT"; what follows, perhaps only after a `v`, is an error, death or

@@ -32,6 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "disk.h"
 #include "supervise.h"
 
 #define CONSOLE_LEVEL 8 /* klogctl: set the level below which messages reach the console */
@@ -156,6 +157,22 @@ fail:
 	return -errno;
 }
 
+static int setup_disk(struct guest *g, char *err, size_t err_size)
+{
+	int ret = g->hosted ? 0 : modules_load(err, err_size);
+
+	if (ret || g->opt.mode != MODE_DISK || g->opt.dir[0])
+		return ret;
+	if (g->hosted) {
+		snprintf(err, err_size, "there is no disk here: give " GT_OPT_DIR);
+		return -ENODEV;
+	}
+	snprintf(g->opt.dir, sizeof(g->opt.dir), "/disk");
+	ret = disk_mount(g->opt.dir, err, err_size);
+	g->mounted = ret == 0;
+	return ret;
+}
+
 /* A shell with the serial line as its terminal. That it fails, or is not there, is an error. */
 static void run_shell(struct guest *g)
 {
@@ -247,7 +264,7 @@ int main(int argc, char **argv)
 		guest_fatal(g, err);
 	if (!g->hosted && g->kmsg_fd < 0)
 		guest_fatal(g, "/dev/kmsg cannot be opened");
-	if (setup_shared(g, err, sizeof(err)) < 0)
+	if (setup_shared(g, err, sizeof(err)) < 0 || setup_disk(g, err, sizeof(err)) < 0)
 		guest_fatal(g, err);
 
 	g->cpus = count_cpus();

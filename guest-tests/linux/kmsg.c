@@ -34,6 +34,11 @@ static const struct {
 	{"Machine check", KMSG_ERROR, false},
 	{"Hardware Error", KMSG_ERROR, false},
 	{"too much work for irq", KMSG_ERROR, false},
+	{"I/O error", KMSG_ERROR, false},
+	{"EXT4-fs error", KMSG_ERROR, false},
+	{"EXT4-fs warning", KMSG_ERROR, false},
+	{"JBD2: ", KMSG_ERROR, true}, /* it speaks only of trouble */
+	{"Aborting journal", KMSG_ERROR, true},
 	{"timekeeping watchdog", KMSG_NOTE, false},
 	{"Marking clocksource", KMSG_NOTE, false},
 	{"Marking TSC unstable", KMSG_NOTE, false},

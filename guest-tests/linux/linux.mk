@@ -6,6 +6,8 @@
 #
 # $(B)/guest-tests/linux/init            static; process 1 of a guest, or a plain program (see init.c)
 # $(B)/guest-tests/linux/initramfs.cpio  newc archive that holds it as /init, the same bytes each time
+# $(B)/guest-tests/linux/initramfs-virtio.cpio  the same with modules for a disk and a balloon, for the
+#	kernel VIRTIO_KERNEL alone; `make linux-guest-virtio`, which fetches that kernel when it is not there
 # $(B)/guest-tests/linux/tests/test-linux-guest  unit tests; `make unit` builds, linux-guest-check runs them
 
 B ?= build
@@ -35,9 +37,22 @@ $(LINUX_GUEST)/initramfs.cpio: $(LINUX_GUEST)/init
 	$(Q)(cd $@.root && echo init | cpio -o -H newc -R 0:0 --reproducible --quiet) >$@.part
 	$(Q)rm -rf $@.root && mv $@.part $@
 
+VIRTIO_KERNEL := 6.1
+
+.PHONY: linux-guest-virtio
+linux-guest-virtio: $(LINUX_GUEST)/initramfs-virtio.cpio
+
+build/kernels/%/version:
+	$(Q)scripts/guest-kernel $* >/dev/null
+
+$(LINUX_GUEST)/initramfs-virtio.cpio: $(LINUX_GUEST)/init scripts/initramfs \
+		build/kernels/$(VIRTIO_KERNEL)/version
+	$(Q)scripts/initramfs --kernel $(VIRTIO_KERNEL) --modules virtio_mmio,virtio_blk,virtio_balloon \
+		$@ $<=/init
+
 LINUX_GUEST_TEST := $(LINUX_GUEST)/tests/test-linux-guest
 # What the test calls itself; the rest it reaches by running init.
-LINUX_GUEST_TESTED := $(addprefix $(LINUX_GUEST)/,content.o kmsg.o options.o)
+LINUX_GUEST_TESTED := $(addprefix $(LINUX_GUEST)/,content.o kmsg.o options.o records.o)
 
 .PHONY: unit linux-guest-check
 unit: $(LINUX_GUEST_TEST)

@@ -11,6 +11,7 @@
 static const char *const mode_names[MODE_COUNT] = {
 	[MODE_STRESS] = "stress", [MODE_IDLE] = "idle", [MODE_POWEROFF] = "poweroff",
 	[MODE_REBOOT] = "reboot", [MODE_INFO] = "info", [MODE_SHELL] = "shell",
+	[MODE_DISK] = "disk",
 };
 
 #define FIELD(name) offsetof(struct options, name)
@@ -36,6 +37,7 @@ static const struct {
 	{GT_OPT_PAIR, FIELD(pair_us), 0, 1000000000},
 	{GT_OPT_CHURN, FIELD(churn_ms), 0, 1000000},
 	{GT_OPT_REGS, FIELD(regs_us), 0, 1000000000},
+	{GT_OPT_DISK, FIELD(disk_us), 0, 1000000000},
 	{GT_OPT_VERIFY, FIELD(verify_ms), 1, 100000000},
 	{GT_OPT_SEED, FIELD(seed), 1, UINT64_MAX},
 	{GT_OPT_CORRUPT, FIELD(corrupt), 0, 1},
@@ -93,6 +95,7 @@ void options_default(struct options *opt)
 		.pair_us = 20000,
 		.churn_ms = 100,
 		.regs_us = 10000,
+		.disk_us = 5000,
 		.verify_ms = 120000,
 		.tty = "ttyS0",
 	};
@@ -119,6 +122,15 @@ static int parse_tty(struct options *opt, const char *value, size_t len)
 	return 0;
 }
 
+static int parse_dir(struct options *opt, const char *value, size_t len)
+{
+	if (len == 0 || len >= sizeof(opt->dir) || value[0] != '/')
+		return -EINVAL;
+	memcpy(opt->dir, value, len);
+	opt->dir[len] = '\0';
+	return 0;
+}
+
 static bool is_name(const char *name, const char *word, size_t len)
 {
 	return strlen(name) == len && memcmp(name, word, len) == 0;
@@ -140,6 +152,8 @@ static int parse_one(struct options *opt, const char *word, size_t len)
 		return parse_mode(opt, value, value_len);
 	if (is_name(GT_OPT_TTY, word, name_len))
 		return parse_tty(opt, value, value_len);
+	if (is_name(GT_OPT_DIR, word, name_len))
+		return parse_dir(opt, value, value_len);
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
 		uint64_t v;
 

@@ -16,6 +16,7 @@ enum mode {
 	MODE_REBOOT,
 	MODE_INFO,
 	MODE_SHELL,
+	MODE_DISK,
 	MODE_COUNT,
 };
 
@@ -33,10 +34,12 @@ struct options {
 	uint64_t pair_us;
 	uint64_t churn_ms;
 	uint64_t regs_us;
+	uint64_t disk_us;
 	uint64_t verify_ms;
 	uint64_t seed; /* 0: none given */
 	uint64_t corrupt;
 	char tty[32];
+	char dir[128]; /* "": on the disk */
 };
 
 const char *mode_name(enum mode mode);

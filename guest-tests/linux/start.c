@@ -8,6 +8,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "records.h"
 #include "supervise.h"
 
 struct pair_fds {
@@ -103,17 +104,38 @@ static void start_pair(struct guest *g)
 		close(ring);
 }
 
+static void start_disk(struct guest *g)
+{
+	static void (*const runs[RECORDS_KINDS])(struct worker * w) = {
+		[RECORDS_IN_LOG] = work_log,
+		[RECORDS_IN_SLOTS] = work_slots,
+		[RECORDS_IN_SWAP] = work_swap,
+		[RECORDS_IN_NAMES] = work_names,
+	};
+
+	for (int kind = 0; kind < RECORDS_KINDS; kind++) {
+		struct slot *s = &g->sh->slots[g->workers];
+
+		start_one(g, records_names[kind], 0, runs[kind], true, NULL);
+		s->writes = true;
+		/* Once it has begun. It waits for an order. */
+		atomic_store(&s->full, 0);
+	}
+}
+
 void start_workers(struct guest *g)
 {
 	const struct options *o = &g->opt;
 
-	if (o->mode != MODE_STRESS && o->mode != MODE_IDLE)
+	if (o->mode != MODE_STRESS && o->mode != MODE_IDLE && o->mode != MODE_DISK)
 		return;
 	for (unsigned int i = 0; o->clock && i < g->cpus; i++)
 		start_one(g, "clock", i, work_clock, false, NULL);
 	for (unsigned int i = 0; i < o->procs; i++)
 		start_one(g, "mem", i, work_mem, true, NULL);
-	if (o->mode == MODE_IDLE)
+	if (o->mode == MODE_DISK)
+		start_disk(g);
+	if (o->mode != MODE_STRESS)
 		return;
 	if (o->pair_us)
 		start_pair(g);

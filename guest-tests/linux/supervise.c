@@ -10,10 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "disk.h"
 
 #define MS 1000000u   /* in ns */
 #define FLOOD_BURST 4 /* lines */
@@ -156,6 +159,22 @@ static void look_for_stalls(struct guest *g)
 	}
 }
 
+static void say_durable(struct guest *g)
+{
+	char text[300];
+	size_t used = 0;
+
+	for (unsigned int i = 0; i < g->workers; i++) {
+		struct slot *s = &g->sh->slots[i];
+
+		if (s->writes && used < sizeof(text) - 64)
+			used += (size_t)snprintf(text + used, sizeof(text) - used, " %s=%llu",
+						 s->name, (unsigned long long)get(&s->durable));
+	}
+	text[used] = '\0';
+	say(&g->serial, "durable%s", text);
+}
+
 static void say_report(struct guest *g)
 {
 	struct totals t;
@@ -172,6 +191,8 @@ static void say_report(struct guest *g)
 	    t.full, (unsigned long long)t.blocks, (unsigned long long)t.execs,
 	    (unsigned long long)t.regs, (unsigned long long)g->kernel_notes,
 	    (unsigned long long)g->serial.lines_in);
+	if (g->opt.mode == MODE_DISK)
+		say_durable(g);
 }
 
 /* Orders and verification. */
@@ -199,6 +220,9 @@ static bool take_message(struct guest *g)
 		g->verify_pages += m.value;
 		if (g->verify_left)
 			g->verify_left--;
+	} else if (m.kind == MSG_FOUND) {
+		say(&g->serial, "found worker=%s n=%llu", g->sh->slots[m.worker].name,
+		    (unsigned long long)m.value);
 	} else {
 		say(&g->serial, "error worker=%s text=%s", g->sh->slots[m.worker].name, m.text);
 	}
@@ -338,9 +362,33 @@ static void end_done(struct guest *g)
 	__builtin_unreachable();
 }
 
+/* Nobody uses the disk any more, and all is on it. */
+static void leave_disk(struct guest *g)
+{
+	if (g->opt.mode != MODE_DISK)
+		return;
+	for (unsigned int i = 0; i < g->workers; i++) {
+		struct slot *s = &g->sh->slots[i];
+		pid_t pid = s->pid;
+
+		/* Not a death to be reported. */
+		s->pid = 0;
+		if (pid && s->writes && kill(pid, SIGKILL) == 0)
+			waitpid(pid, NULL, 0);
+		else
+			s->pid = pid;
+	}
+	sync();
+	if (g->mounted && umount(g->opt.dir) < 0)
+		guest_error(g, "umount %s: %s", g->opt.dir, strerror(errno));
+	if (g->kmsg_fd >= 0)
+		kmsg_read(g->kmsg_fd, kernel_problem, g);
+}
+
 void guest_quit(struct guest *g)
 {
 	verify_all(g);
+	leave_disk(g);
 	end_done(g);
 	__builtin_unreachable();
 }
@@ -432,6 +480,16 @@ static const char *after(const char *text, const char *prefix)
 	return strncmp(text, prefix, len) == 0 ? text + len : NULL;
 }
 
+static void cache(struct guest *g, uint64_t bytes)
+{
+	int64_t got = disk_cache(bytes);
+
+	if (got < 0)
+		guest_error(g, "reading " DISK_DEVICE ": %s", strerror((int)-got));
+	else
+		say(&g->serial, "cache bytes=%lld", (long long)got);
+}
+
 static void command(void *arg, const char *text)
 {
 	struct guest *g = arg;
@@ -464,6 +522,8 @@ static void command(void *arg, const char *text)
 	} else if ((rest = after(text, GT_CMD_FLOOD)) && parse_size(rest, strlen(rest), &n) == 0 &&
 		   n <= UINT32_MAX) {
 		flood(g, n);
+	} else if ((rest = after(text, GT_CMD_CACHE)) && parse_size(rest, strlen(rest), &n) == 0) {
+		cache(g, n);
 	} else if ((rest = after(text, GT_CMD_RATE)) && parse_size(rest, strlen(rest), &n) == 0 &&
 		   n <= RATE_MAX) {
 		atomic_store(&g->sh->rate, n);

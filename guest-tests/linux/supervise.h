@@ -17,6 +17,7 @@ struct guest {
 	struct serial serial;
 	struct shared *sh;
 	bool hosted;	     /* not process 1 of a machine */
+	bool mounted;	     /* the disk, at opt.dir */
 	bool traced;	     /* the kernel was asked for backtraces */
 	int kmsg_fd;	     /* -1: not read */
 	int msg_in, msg_out; /* pipe of struct msg from the workers */

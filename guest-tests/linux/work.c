@@ -44,6 +44,13 @@ void worker_error(struct worker *w, const char *format, ...)
 	send_msg(w, &m);
 }
 
+void worker_tell(struct worker *w, enum msg_kind kind, uint64_t value)
+{
+	struct msg m = {.kind = kind, .value = value};
+
+	send_msg(w, &m);
+}
+
 void worker_die(struct worker *w, const char *what)
 {
 	worker_error(w, "%s: %s", what, strerror(errno));
@@ -81,11 +88,8 @@ void worker_turn(struct worker *w)
 		w->order_seen = atomic_load(&w->sh->order);
 		if ((w->order_seen & 3) != ORDER_VERIFY)
 			continue;
-		if (w->verify) {
-			struct msg m = {.kind = MSG_VERIFIED, .value = w->verify(w)};
-
-			send_msg(w, &m);
-		}
+		if (w->verify)
+			worker_tell(w, MSG_VERIFIED, w->verify(w));
 		while (atomic_load(&w->sh->order) == w->order_seen) {
 			order_wait(w, 1000000);
 			add(&w->slot->beats, 1);

@@ -64,6 +64,8 @@ struct slot {
 	_Atomic uint64_t beats; /* grows while the worker moves */
 	_Atomic uint64_t pages, errors, full;
 	_Atomic uint64_t blocks, execs, regs;
+	bool writes;		  /* to a disk; durable counts */
+	_Atomic uint64_t durable; /* writes */
 	_Atomic uint64_t back, gap_ns, gap_at_ns, late_ns, drift_ns;
 };
 
@@ -79,12 +81,13 @@ struct shared {
 enum msg_kind {
 	MSG_ERROR,
 	MSG_VERIFIED,
+	MSG_FOUND,
 };
 
 struct msg {
 	uint32_t worker;
 	uint32_t kind;
-	uint64_t value; /* MSG_VERIFIED: pages */
+	uint64_t value; /* MSG_VERIFIED: pages; MSG_FOUND: writes */
 	char text[400];
 };
 
@@ -109,6 +112,10 @@ void work_recv(struct worker *w) __attribute__((noreturn));
 void work_churn(struct worker *w) __attribute__((noreturn));
 void work_regs(struct worker *w) __attribute__((noreturn));
 void work_clock(struct worker *w) __attribute__((noreturn));
+void work_log(struct worker *w) __attribute__((noreturn));
+void work_slots(struct worker *w) __attribute__((noreturn));
+void work_swap(struct worker *w) __attribute__((noreturn));
+void work_names(struct worker *w) __attribute__((noreturn));
 
 /* The widest registers that work_regs checks on this CPU: "sse", "avx" or "avx512". */
 const char *regs_level(void);
@@ -131,6 +138,9 @@ void worker_error(struct worker *w, const char *format, ...) __attribute__((form
 
 /* The worker cannot work at all: say so and end; the supervisor reports the death as well. */
 void worker_die(struct worker *w, const char *what) __attribute__((noreturn));
+
+/* Tell the supervisor, which says it. */
+void worker_tell(struct worker *w, enum msg_kind kind, uint64_t value);
 
 /* True once, if the supervisor asked for this fault and nobody has taken it. */
 bool worker_fault(struct worker *w, enum fault fault);

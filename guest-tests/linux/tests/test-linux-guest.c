@@ -24,6 +24,7 @@
 #include "../contract.h"
 #include "../kmsg.h"
 #include "../options.h"
+#include "../records.h"
 
 #define WAIT_MS 30000
 
@@ -282,6 +283,11 @@ END_TEST
 
 START_TEST(test_kernel_log)
 {
+	ck_assert_int_eq(kmsg_classify("I/O error, dev vda, sector 8 op 0x1:(WRITE) flags 0x800"),
+			 KMSG_ERROR);
+	ck_assert_int_eq(kmsg_classify("EXT4-fs error (device vda): ext4_lookup:1: inode #2"),
+			 KMSG_ERROR);
+	ck_assert_int_eq(kmsg_classify("EXT4-fs (vda): recovery complete"), KMSG_OTHER);
 	ck_assert_int_eq(
 		kmsg_classify("watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [init:1]"),
 		KMSG_ERROR);
@@ -314,6 +320,7 @@ START_TEST(test_options)
 		"gt.rate=-1",
 		"gt.unknown=1",
 		"gt.tty=../sda",
+		"gt.dir=disk",
 		"gt.mem=36G",
 		"quiet gt.burst=0 ro",
 	};
@@ -362,6 +369,204 @@ START_TEST(test_clean_run)
 	}
 	ck_assert_int_eq(run_quit(&r), 0);
 	ck_assert_uint_eq(r.holes + r.damaged, 0);
+}
+END_TEST
+
+/* ---- disk workers ---- */
+
+START_TEST(test_records)
+{
+	uint64_t words[RECORD_WORDS], n = 0;
+	unsigned part = 0, seen[RECORDS_SLOTS] = {0};
+
+	for (unsigned kind = 0; kind < RECORDS_KINDS; kind++) {
+		record_make(words, kind, 1000 + kind, kind);
+		ck_assert(record_sound(words, kind, &n, &part));
+		ck_assert_uint_eq(n, 1000 + kind);
+		ck_assert_uint_eq(part, kind);
+		ck_assert(!record_sound(words, (kind + 1) % RECORDS_KINDS, &n, &part));
+		/* Every single damaged byte shows. */
+		for (size_t i = 0; i < RECORD_BYTES; i++) {
+			((char *)words)[i] ^= 4;
+			ck_assert(!record_sound(words, kind, &n, &part));
+			((char *)words)[i] ^= 4;
+		}
+	}
+	memset(words, 0, sizeof(words));
+	ck_assert(!record_sound(words, RECORDS_IN_LOG, &n, &part));
+	/* A slot for each. */
+	for (uint64_t i = 0; i < RECORDS_SLOTS; i++)
+		ck_assert_uint_eq(seen[records_slot(i)]++, 0);
+}
+END_TEST
+
+struct folder {
+	char path[64], option[80];
+	uint64_t told[RECORDS_KINDS];
+};
+
+static void folder_make(struct folder *f)
+{
+	*f = (struct folder){.path = "/tmp/gt-disk.XXXXXX"};
+	ck_assert_ptr_nonnull(mkdtemp(f->path));
+	snprintf(f->option, sizeof(f->option), "gt.dir=%s", f->path);
+}
+
+static void folder_remove(struct folder *f)
+{
+	char words[100];
+
+	snprintf(words, sizeof(words), "rm -r %s", f->path);
+	ck_assert_int_eq(system(words), 0);
+}
+
+/* A run until each worker has made so many writes, which it ends well. */
+static void folder_fill(struct folder *f, uint64_t writes)
+{
+	struct run r;
+	int64_t end = now_ms() + WAIT_MS;
+	bool more = true;
+
+	run_start(&r, "gt.mode=disk", f->option, "gt.disk_us=0");
+	while (more) {
+		ck_assert_int_lt(now_ms(), end);
+		ask(&r, GT_CMD_REPORT, "");
+		ck_assert_uint_eq(field(&r, "errors"), 0);
+		run_until(&r, "durable");
+		more = false;
+		for (int kind = 0; kind < RECORDS_KINDS; kind++) {
+			char key[20];
+
+			snprintf(key, sizeof(key), "%s0", records_names[kind]);
+			f->told[kind] = field(&r, key);
+			more = more || f->told[kind] < writes;
+		}
+		poll(NULL, 0, 10);
+	}
+	ask(&r, GT_CMD_VERIFY, "verify");
+	ck_assert_uint_eq(field(&r, "new"), 0);
+	ck_assert_int_eq(run_quit(&r), 0);
+}
+
+static int folder_look(struct folder *f, enum records_kind kind, uint64_t more, uint64_t *found)
+{
+	char path[100], err[300];
+	int fd, ret;
+
+	snprintf(path, sizeof(path), "%s/%s", f->path, records_names[kind]);
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	ck_assert_int_ge(fd, 0);
+	ret = records_look(fd, kind, f->told[kind] + more, found, err, sizeof(err));
+	close(fd);
+	return ret;
+}
+
+/* All is there for whoever looks, and for the next run, which goes on from it. */
+START_TEST(test_disk)
+{
+	uint64_t found[RECORDS_KINDS];
+	struct folder f;
+	struct run r;
+
+	folder_make(&f);
+	folder_fill(&f, 20);
+	folder_fill(&f, 40);
+	for (enum records_kind kind = 0; kind < RECORDS_KINDS; kind++) {
+		ck_assert_int_eq(folder_look(&f, kind, 0, &found[kind]), 0);
+		ck_assert_uint_ge(found[kind], f.told[kind]);
+		/* One more than there are is one that is missing. */
+		ck_assert_int_eq(
+			folder_look(&f, kind, found[kind] - f.told[kind] + 1, &found[kind]),
+			-EBADMSG);
+		ck_assert_int_eq(folder_look(&f, kind, 0, &found[kind]), 0);
+	}
+	run_start(&r, "gt.mode=disk", f.option, NULL);
+	for (int i = 0; i < RECORDS_KINDS; i++) {
+		const char *name;
+		size_t len;
+
+		run_until(&r, "found");
+		name = gt_field(&r.line, "worker", &len);
+		ck_assert_ptr_nonnull(name);
+		for (int kind = 0; kind < RECORDS_KINDS; kind++) {
+			if (strncmp(name, records_names[kind], len - 1) == 0)
+				ck_assert_uint_eq(field(&r, "n"), found[kind]);
+		}
+	}
+	ck_assert_int_eq(run_quit(&r), 0);
+	folder_remove(&f);
+}
+END_TEST
+
+/* Words of a shell in a worker's folder. */
+static const struct {
+	enum records_kind kind;
+	const char *words;
+} harms[] = {
+	{RECORDS_IN_LOG, "printf x | dd of=$(ls -t log.* | head -n 1) bs=1 seek=5 conv=notrunc"},
+	{RECORDS_IN_LOG, "truncate -s 512 $(ls -t log.* | tail -n 1)"},
+	{RECORDS_IN_LOG, "rm log.*"},
+	{RECORDS_IN_SLOTS, "printf x | dd of=slots bs=1 seek=5000 conv=notrunc"},
+	{RECORDS_IN_SLOTS, "dd if=/dev/zero of=slots bs=512 seek=20 count=1 conv=notrunc"},
+	{RECORDS_IN_SLOTS, "cp slots old; dd if=old of=slots bs=512 seek=3 count=1 conv=notrunc"},
+	{RECORDS_IN_SWAP, "printf x | dd of=state bs=1 seek=500 conv=notrunc"},
+	{RECORDS_IN_SWAP, "truncate -s -1 state"},
+	{RECORDS_IN_SWAP, "rm state"},
+	{RECORDS_IN_NAMES, "rm $(ls -t f.* | head -n 3 | tail -n 1)"},
+	{RECORDS_IN_NAMES, ": >$(ls -t f.* | head -n 2 | tail -n 1)"},
+	{RECORDS_IN_NAMES, "cp $(ls -t f.* | head -n 1) f.1"},
+};
+
+/* What a lost, torn or stale write would look like is found. */
+START_TEST(test_disk_harm)
+{
+	uint64_t found;
+	struct folder f;
+	char words[300];
+
+	folder_make(&f);
+	folder_fill(&f, 2 * RECORDS_SLOTS);
+	for (enum records_kind kind = 0; kind < RECORDS_KINDS; kind++) {
+		ck_assert_int_eq(folder_look(&f, kind, 0, &found), 0);
+		f.told[kind] = found;
+	}
+	snprintf(words, sizeof(words), "exec 2>/dev/null; cd %s/%s && %s", f.path,
+		 records_names[harms[_i].kind], harms[_i].words);
+	ck_assert_int_eq(system(words), 0);
+	for (enum records_kind kind = 0; kind < RECORDS_KINDS; kind++)
+		ck_assert_msg(folder_look(&f, kind, 0, &found) ==
+				      (kind == harms[_i].kind ? -EBADMSG : 0),
+			      "%s, looked at after: %s", records_names[kind], harms[_i].words);
+	folder_remove(&f);
+}
+END_TEST
+
+/* A running worker sees it too. */
+START_TEST(test_disk_wrong)
+{
+	char words[200];
+	struct folder f;
+	struct run r;
+
+	folder_make(&f);
+	run_start(&r, "gt.mode=disk", f.option, NULL);
+	for (int64_t end = now_ms() + WAIT_MS;;) {
+		ask(&r, GT_CMD_REPORT, "");
+		if (field(&r, "full"))
+			break;
+		ck_assert_int_lt(now_ms(), end);
+		poll(NULL, 0, 10);
+	}
+	ask(&r, GT_CMD_VERIFY, "verify");
+	ck_assert_uint_eq(field(&r, "errors"), 0);
+	snprintf(words, sizeof(words),
+		 "printf x | dd of=%s/log/log.0 bs=1 seek=100 conv=notrunc 2>/dev/null", f.path);
+	ck_assert_int_eq(system(words), 0);
+	ask(&r, GT_CMD_VERIFY, "error");
+	run_until(&r, "verify");
+	ck_assert_uint_ge(field(&r, "new"), 1);
+	ck_assert_int_eq(run_quit(&r), 1);
+	folder_remove(&f);
 }
 END_TEST
 
@@ -608,6 +813,10 @@ int main(void)
 	tcase_add_test(t, test_kernel_log);
 	tcase_add_test(t, test_options);
 	tcase_add_test(t, test_clean_run);
+	tcase_add_test(t, test_records);
+	tcase_add_test(t, test_disk);
+	tcase_add_loop_test(t, test_disk_harm, 0, (int)(sizeof(harms) / sizeof(harms[0])));
+	tcase_add_test(t, test_disk_wrong);
 	tcase_add_loop_test(t, test_fault, 0, (int)(sizeof(faults) / sizeof(faults[0])));
 	tcase_add_test(t, test_serial);
 	tcase_add_test(t, test_gap);
