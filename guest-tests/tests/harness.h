@@ -288,6 +288,9 @@ void move_report(struct proc *migrate, int exit_code, struct move *m, int timeou
  */
 void guest_moved(struct guest *g, struct dest *d);
 
+/* The same, whatever has become of the source's process: it was killed, say. */
+void guest_follow(struct guest *g, struct dest *d);
+
 /*
  * All of it: a new receiver at uri, a migration to it with these words, which must complete, and
  * the swap of the processes. m may be NULL. Time limit: 60 s.

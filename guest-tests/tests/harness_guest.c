@@ -267,6 +267,11 @@ void move_report(struct proc *migrate, int exit_code, struct move *m, int timeou
 void guest_moved(struct guest *g, struct dest *d)
 {
 	proc_ended(g->proc, 0, LEAVE_TIMEOUT);
+	guest_follow(g, d);
+}
+
+void guest_follow(struct guest *g, struct dest *d)
+{
 	proc_carry(g->proc, d->proc);
 	g->proc = d->proc;
 	g->moves++;

@@ -8,76 +8,33 @@
 #include <string.h>
 
 #include "disks.h"
-#include "relay.h"
+#include "steps.h"
 
 #define LINE_MS 20000
-#define MOVE_MS 40000
 #define END_MS 10000
 #define SILENT_MS 1300 /* more than the period of the guest's reports */
-
-/* In this order a move goes through them; from COMMIT on the guest may run at the destination. */
-static const struct step {
-	enum relay_dir dir;
-	unsigned type;
-	enum relay_when when;
-} steps[] = {
-	{TO_DEST, WIRE_HELLO, RELAY_AFTER},	  {TO_SOURCE, WIRE_HELLO_OK, RELAY_AFTER},
-	{TO_DEST, WIRE_PAGES, RELAY_AFTER},	  {TO_DEST, WIRE_ROUND_END, RELAY_BEFORE},
-	{TO_SOURCE, WIRE_ROUND_ACK, RELAY_AFTER}, {TO_DEST, WIRE_STATE, RELAY_BEFORE},
-	{TO_DEST, WIRE_STATE, RELAY_AFTER},	  {TO_DEST, WIRE_PROOF, RELAY_AFTER},
-	{TO_SOURCE, WIRE_READY, RELAY_BEFORE},	  {TO_DEST, WIRE_COMMIT, RELAY_BEFORE},
-	{TO_DEST, WIRE_COMMIT, RELAY_AFTER},	  {TO_SOURCE, WIRE_RUNNING, RELAY_BEFORE},
-};
-#define N_STEPS ((int)(sizeof(steps) / sizeof(steps[0])))
-#define COMMIT_LOST 9
-#define COMMIT_CAME 10
-#define ANSWER_LOST 11
 
 struct scene {
 	struct disk d;
 	struct guest g;
-	struct dest dest;
-	struct relay *relay;
-	struct move m;
-	int status; /* of migrate */
+	struct attempt a;
 };
-
-static void act_at(struct scene *s, int step, enum relay_what what, struct proc *victim)
-{
-	relay_act(s->relay, (struct relay_act){.dir = steps[step].dir,
-					       .type = steps[step].type,
-					       .when = steps[step].when,
-					       .what = what,
-					       .victim = victim});
-}
 
 static void scene_start(struct scene *s, bool tcp)
 {
-	const char *uri = tcp ? "tcp:127.0.0.1:0" : "unix:";
-
 	*s = (struct scene){.d.path = disk_new("disk", 2 * MIB)};
 	guest_start(&s->g, "vm", "-m", "32M", "-k", bare_elf("virtio"), "--disk", s->d.path, "-p",
 		    "rate=4M flush_every=8 depth=16", NULL);
 	disks_ready(s->g.proc, &s->d, 1);
 	guest_expect(&s->g, "^virtio durable ", LINE_MS);
-	dest_start(&s->dest, "there", uri, NULL);
-	proc_fatal(s->dest.proc, DISK_FATAL);
-	s->relay = relay_start(uri, s->dest.uri);
-}
-
-static void scene_move(struct scene *s)
-{
-	struct proc *migrate = move_start(&s->g, s->relay->uri, NULL);
-
-	s->status = proc_wait(migrate, MOVE_MS);
-	move_report(migrate, s->status, &s->m, MOVE_MS);
-	relay_all_done(s->relay);
+	attempt_start(&s->a, "there", tcp ? "tcp:127.0.0.1:0" : "unix:");
+	proc_fatal(s->a.dest.proc, DISK_FATAL);
 }
 
 /* What the guest was told, wherever it was. */
 static uint64_t told(const struct scene *s)
 {
-	uint64_t a = disk_told(s->g.proc, &s->d), b = disk_told(s->dest.proc, &s->d);
+	uint64_t a = disk_told(s->g.proc, &s->d), b = disk_told(s->a.dest.proc, &s->d);
 
 	need(a, "nothing was durable before the move");
 	return a > b ? a : b;
@@ -93,13 +50,6 @@ static void silent(struct proc *p)
 	need(!line, "%s runs and must not: '%s'", p->label, line);
 }
 
-static void never_ran(struct proc *p)
-{
-	const char *line = proc_next(p, 0);
-
-	need(!line, "%s let the guest run: '%s'", p->label, line);
-}
-
 static void runs_on_at_source(struct scene *s)
 {
 	disk_works(s->g.proc);
@@ -109,9 +59,9 @@ static void runs_on_at_source(struct scene *s)
 
 static void runs_at_dest(struct scene *s)
 {
-	disk_works(s->dest.proc);
+	disk_works(s->a.dest.proc);
 	disk_in_use(s->d.path);
-	disks_quit(s->dest.proc, &s->d, 1);
+	disks_quit(s->a.dest.proc, &s->d, 1);
 }
 
 /* Nobody has it: the image is as it should be, and free. */
@@ -126,21 +76,21 @@ START_TEST(dest_killed)
 	struct scene s;
 
 	scene_start(&s, _i % 2);
-	act_at(&s, _i, RELAY_KILL, s.dest.proc);
-	scene_move(&s);
-	proc_ended(s.dest.proc, 128 + SIGKILL, END_MS);
+	attempt_act(&s.a, _i, RELAY_KILL, s.a.dest.proc);
+	attempt_run(&s.a, &s.g);
+	proc_ended(s.a.dest.proc, 128 + SIGKILL, END_MS);
 	if (_i < COMMIT_LOST) {
-		need(s.status == 1, "exit code %d: %s", s.status, s.m.error);
-		never_ran(s.dest.proc);
+		need(s.a.status == 1, "exit code %d: %s", s.a.status, s.a.m.error);
+		never_ran(s.a.dest.proc);
 		runs_on_at_source(&s);
 		return;
 	}
-	need(s.status == 3, "exit code %d: %s", s.status, s.m.error);
+	need(s.a.status == 3, "exit code %d: %s", s.a.status, s.a.m.error);
 	silent(s.g.proc);
 	/* It does not guess: the image is free, and it does not take it. */
 	disk_check(&s.d, told(&s), false);
 	if (_i == COMMIT_LOST) {
-		never_ran(s.dest.proc);
+		never_ran(s.a.dest.proc);
 		godwit_run(0, "resume", "--force", s.g.name, NULL);
 		runs_on_at_source(&s);
 		return;
@@ -157,13 +107,13 @@ START_TEST(source_killed)
 	struct scene s;
 
 	scene_start(&s, !(_i % 2));
-	act_at(&s, _i, RELAY_KILL, s.g.proc);
-	scene_move(&s);
-	need(s.status == 3, "exit code %d: %s", s.status, s.m.error);
+	attempt_act(&s.a, _i, RELAY_KILL, s.g.proc);
+	attempt_run(&s.a, &s.g);
+	need(s.a.status == 3, "exit code %d: %s", s.a.status, s.a.m.error);
 	proc_ended(s.g.proc, 128 + SIGKILL, END_MS);
 	if (_i < COMMIT_CAME) {
-		proc_ended(s.dest.proc, 1, END_MS);
-		never_ran(s.dest.proc);
+		proc_ended(s.a.dest.proc, 1, END_MS);
+		never_ran(s.a.dest.proc);
 		is_left(&s);
 	} else {
 		runs_at_dest(&s);
@@ -176,11 +126,11 @@ START_TEST(connection_cut)
 	struct scene s;
 
 	scene_start(&s, _i % 2);
-	act_at(&s, _i, RELAY_CUT, NULL);
-	scene_move(&s);
-	need(s.status == 1, "exit code %d: %s", s.status, s.m.error);
-	proc_ended(s.dest.proc, 1, END_MS);
-	never_ran(s.dest.proc);
+	attempt_act(&s.a, _i, RELAY_CUT, NULL);
+	attempt_run(&s.a, &s.g);
+	need(s.a.status == 1, "exit code %d: %s", s.a.status, s.a.m.error);
+	proc_ended(s.a.dest.proc, 1, END_MS);
+	never_ran(s.a.dest.proc);
 	runs_on_at_source(&s);
 }
 END_TEST
@@ -192,10 +142,10 @@ START_TEST(answer_lost)
 	struct proc *p;
 
 	scene_start(&s, _i);
-	act_at(&s, ANSWER_LOST, RELAY_CUT, NULL);
-	scene_move(&s);
-	need(s.status == 3, "exit code %d: %s", s.status, s.m.error);
-	disk_works(s.dest.proc);
+	attempt_act(&s.a, ANSWER_LOST, RELAY_CUT, NULL);
+	attempt_run(&s.a, &s.g);
+	need(s.a.status == 3, "exit code %d: %s", s.a.status, s.a.m.error);
+	disk_works(s.a.dest.proc);
 	p = godwit_run(1, "resume", "--force", s.g.name, NULL);
 	need(strstr(p->err.buf, "it stays paused") && strstr(p->err.buf, s.d.path) &&
 		     strstr(p->err.buf, "in use"),
@@ -216,11 +166,11 @@ START_TEST(commit_lost)
 	struct scene s;
 
 	scene_start(&s, _i);
-	act_at(&s, COMMIT_LOST, RELAY_CUT, NULL);
-	scene_move(&s);
-	need(s.status == 3, "exit code %d: %s", s.status, s.m.error);
-	proc_ended(s.dest.proc, 1, END_MS);
-	never_ran(s.dest.proc);
+	attempt_act(&s.a, COMMIT_LOST, RELAY_CUT, NULL);
+	attempt_run(&s.a, &s.g);
+	need(s.a.status == 3, "exit code %d: %s", s.a.status, s.a.m.error);
+	proc_ended(s.a.dest.proc, 1, END_MS);
+	never_ran(s.a.dest.proc);
 	silent(s.g.proc);
 	disk_check(&s.d, told(&s), false);
 	godwit_run(0, "resume", "--force", s.g.name, NULL);

@@ -11,18 +11,10 @@
 #include "test-linux.h"
 
 /*
- * An emulated host has one slow CPU for the guest's work and for the move, and what is more a
- * guest's CPU may spend seconds in one interrupt of its serial port: watchdogs must be patient.
- */
-#define PATIENCE                                                                                   \
-	"watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=100 gt.stuck_ms=60000 "                 \
-	"gt.verify_ms=300000 "
-
-/*
  * Little of everything, and a good deal of time in between: what counts is the kind of work that a
  * move meets.
  */
-#define WORK "quiet " PATIENCE "gt.mode=stress gt.procs=2 gt.mem=6M gt.rate=50 gt.clock_us=5000"
+#define WORK "quiet " LX_PATIENCE "gt.mode=stress gt.procs=2 gt.mem=6M gt.rate=50 gt.clock_us=5000"
 
 #define FLOOD_EVERY 3 /* moves: both transports */
 
@@ -212,7 +204,7 @@ START_TEST(reset_after_move)
 	struct lx x = {.notes = 0};
 
 	guest_start(&x.g, "vm", "-m", "96M", "-c", "2", "-k", lx_kernel("6.1/vmlinuz"), "-i",
-		    lx_initrd(), "-p", "quiet " PATIENCE "gt.mode=idle gt.mem=1M", NULL);
+		    lx_initrd(), "-p", "quiet " LX_PATIENCE "gt.mode=idle gt.mem=1M", NULL);
 	lx_ready(&x, 2);
 	guest_move(&x.g, NULL, "unix:", NULL);
 	lx_ask(&x, "reboot", "reboot");

@@ -21,6 +21,15 @@
 #define LX_END_MS 10000
 #define LX_MOVE_MS 60000
 
+/*
+ * For the kernel's command line. An emulated host has one slow CPU for the guest's work and for the
+ * move, and what is more a guest's CPU may spend seconds in one interrupt of its serial port:
+ * watchdogs must be patient.
+ */
+#define LX_PATIENCE                                                                                \
+	"watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=100 gt.stuck_ms=60000 "                 \
+	"gt.verify_ms=300000 "
+
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
 struct lx {
@@ -49,6 +58,17 @@ static inline const char *lx_initrd(void)
 
 	if (access(path, R_OK))
 		fail_test("%s is not there: make linux-guest builds it", path);
+	return path;
+}
+
+/* The same with modules for a disk and a balloon, for the kernel 6.1. */
+static inline const char *lx_initrd_virtio(void)
+{
+	const char *path =
+		harness_path("%s/build/guest-tests/linux/initramfs-virtio.cpio", harness_root());
+
+	if (access(path, R_OK))
+		fail_test("%s is not there: make linux-guest-virtio builds it", path);
 	return path;
 }
 
