@@ -21,6 +21,7 @@
  *	reset    answer to `z`
  *	rate     answer to `rate=N`: pages=N
  *	cache    answer to `cache=N`: bytes=
+ *	mem      answer to `mem`, from /proc/meminfo: total_kib= available_kib=
  *	found    in the mode disk: what a worker has found there, and goes on from: worker= n=
  *	durable  after each report of that mode: per worker, how many of its writes are durable:
  *		 log0= slots0= swap0= names0= (records.h)
@@ -117,6 +118,7 @@
 #define GT_CMD_QUIT "q"	       /* verify all, unmount, say done, power off */
 #define GT_CMD_REBOOT "reboot" /* reboot at once, without verifying */
 #define GT_CMD_INFO "info"     /* the info lines */
+#define GT_CMD_MEM "mem"       /* how much memory there is */
 #define GT_CMD_ECHO "echo "    /* + TEXT */
 /*
  * + N: N flood lines as fast as the port takes them; 0: in bursts without an end, until the next

@@ -57,6 +57,21 @@ static void say_names(struct serial *s, const char *key, const char *path)
 	say_text(s, key, text);
 }
 
+void info_memory(struct serial *s)
+{
+	unsigned long long total = 0, available = 0;
+	FILE *f = fopen("/proc/meminfo", "re");
+	char line[128];
+
+	while (f && fgets(line, sizeof(line), f)) {
+		(void)sscanf(line, "MemTotal: %llu", &total);
+		(void)sscanf(line, "MemAvailable: %llu", &available);
+	}
+	if (f)
+		fclose(f);
+	say(s, "mem total_kib=%llu available_kib=%llu", total, available);
+}
+
 void info_say(struct serial *s)
 {
 	static const char clocksource[] = "/sys/devices/system/clocksource/clocksource0/";

@@ -7,4 +7,7 @@
 /* Say what the kernel found: CPUs, memory ranges, clock sources, ACPI tables, RTC, interrupts. */
 void info_say(struct serial *s);
 
+/* The answer to `mem`. */
+void info_memory(struct serial *s);
+
 #endif

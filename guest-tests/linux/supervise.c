@@ -517,6 +517,8 @@ static void command(void *arg, const char *text)
 		guest_reboot(g);
 	} else if (strcmp(text, GT_CMD_INFO) == 0) {
 		info_say(&g->serial);
+	} else if (strcmp(text, GT_CMD_MEM) == 0) {
+		info_memory(&g->serial);
 	} else if ((rest = after(text, GT_CMD_ECHO))) {
 		say(&g->serial, "echo %s", rest);
 	} else if ((rest = after(text, GT_CMD_FLOOD)) && parse_size(rest, strlen(rest), &n) == 0 &&

@@ -647,6 +647,9 @@ START_TEST(test_serial)
 	ask(&r, "nonsense", "unknown");
 	ask(&r, GT_CMD_REPORT, "");
 	ck_assert_uint_eq(field(&r, "in"), 9);
+	ask(&r, GT_CMD_MEM, "mem");
+	ck_assert_uint_gt(field(&r, "total_kib"), field(&r, "available_kib"));
+	ck_assert_uint_gt(field(&r, "available_kib"), 0);
 	ask(&r, GT_CMD_INFO, "info");
 	ask(&r, GT_CMD_ZERO, "reset");
 	ck_assert_uint_eq(r.holes + r.damaged, 0);
