@@ -16,9 +16,9 @@
 #include "test-linux.h"
 
 #define MIB (UINT64_C(1) << 20)
-#define MEMORY "128M"
-#define CACHE (48 * MIB)
-#define BALLOON (36 * MIB)
+#define MEMORY "112M"
+#define CACHE (32 * MIB)
+#define BALLOON (32 * MIB)
 #define SLACK (4 * MIB) /* what a guest that idles may need, or let go, meanwhile */
 #define BALLOON_MS 30000
 #define WORK                                                                                       \
