@@ -159,7 +159,7 @@ START_TEST(gives_back)
 	there = look(&x);
 	tell("moved", &there);
 	ck_assert_uint_eq(there.given, BALLOON);
-	need(there.used <= given.used + SLACK && there.resident <= given.resident + SLACK,
+	need(there.used <= given.used + SLACK && there.resident <= given.used + SLACK,
 	     "it takes more there");
 
 	flat = ask(&x, 0, "deflated");
