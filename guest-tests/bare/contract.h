@@ -46,6 +46,7 @@
 /* Bytes to send to COM1. A payload looks for one about every 5 ms. */
 #define BARE_CMD_RESET 'z'  /* forget the gaps seen so far (dirty, timer, virtio) */
 #define BARE_CMD_REPORT 'r' /* print the periodic line now */
+#define BARE_CMD_GAPS 'g'   /* print the latest gaps one by one (dirty) */
 #define BARE_CMD_VERIFY 'v' /* check everything now (dirty, smp, fpu, virtio) */
 #define BARE_CMD_REBOOT 'b' /* reset the machine, whatever is under way (virtio) */
 #define BARE_CMD_QUIT 'q'   /* check everything, print `done`, power off */
@@ -79,6 +80,8 @@
  *           zero        random content A, all zeros, A, zeros, ...
  *           flip        content A, content B, A, B, ...
  *           idle        nothing is rewritten; the CPUs spin
+ *     content=random|text|zero   what pages hold: nothing that compresses, what compresses to about
+ *                     a third, or zeros, of which no two generations differ (random)
  *     check=sample|full   how much of a page's old content is checked before it is rewritten:
  *                     eight words, of which one at least differs between any two generations next
  *                     to each other, or all (sample when flat out, full when rate= is given)
@@ -91,6 +94,7 @@
  *
  *     dirty ready ws=<bytes> hot=<bytes> kind=<kind> ring=<0|3> cpus=<n> tsc_khz=<n>
  *     dirty t_ms=.. writes=.. mib_s=.. gap_us=.. errors=.. gap_at_ms=.. io_gap_us=..
+ *     dirty gaps <us>@<us> ...
  *     dirty verify pages=.. errors=..
  *     dirty done writes=.. gap_us=.. errors=..
  *     dirty error page=.. want_gen=.. found=<gen|?> offset=.. want=0x.. got=0x..
@@ -109,11 +113,16 @@
  * the time such an access takes in the best case; io_gap_us is the longest gap that had port I/O
  * in it. gap_at_ms is when (t_ms) the longest gap ended.
  *
+ * gaps: the latest gaps of the boot processor of more than 200 us, 16 at most and the latest first:
+ * how long, and when it ended, counted from `ready`.
+ *
  * want_gen is the generation the page should have, found the one nearby whose content is there.
  */
 #define BARE_DIRTY_READY_FMT "dirty ready ws=%lu hot=%lu kind=%s ring=%lu cpus=%lu tsc_khz=%lu"
 #define BARE_DIRTY_REPORT_FMT                                                                      \
 	"dirty t_ms=%lu writes=%lu mib_s=%lu gap_us=%lu errors=%lu gap_at_ms=%lu io_gap_us=%lu"
+#define BARE_DIRTY_GAPS "dirty gaps"
+#define BARE_DIRTY_GAP_FMT " %lu@%lu"
 #define BARE_DIRTY_VERIFY_FMT "dirty verify pages=%lu errors=%lu"
 #define BARE_DIRTY_DONE_FMT "dirty done writes=%lu gap_us=%lu errors=%lu"
 #define BARE_DIRTY_ERROR "dirty error "

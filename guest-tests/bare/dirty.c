@@ -21,11 +21,18 @@
 #define BACKLOG_US 10000   /* of rewriting that may be caught up with after a pause */
 #define ANSWER_US 60000000 /* for another CPU to do what it is told */
 #define IO_PROBES 16
+#define RECENT_US 200 /* shorter gaps are not remembered one by one */
+#define RECENT 16     /* a power of two */
 
 struct gap {
 	uint64_t last;		 /* cycles: the latest reading of the clock */
 	uint64_t longest, ended; /* cycles: the longest gap, and the clock at its end */
 	uint64_t longest_io;	 /* the longest with port I/O in it */
+	/* The latest of more than RECENT_US: how long, and the clock at the end. */
+	struct {
+		uint64_t cycles, ended;
+	} recent[RECENT];
+	uint32_t nr_recent; /* counts on beyond RECENT */
 };
 
 enum order {
@@ -50,10 +57,11 @@ struct worker {
 static struct {
 	struct working_set ws;
 	uint32_t cpus;
-	uint64_t interval; /* cycles between two pages of one CPU; 0: flat out */
-	uint64_t backlog;  /* cycles */
-	uint64_t io_cost;  /* cycles of a port access at best */
-	uint64_t start;	   /* clock at `ready` */
+	uint64_t interval;   /* cycles between two pages of one CPU; 0: flat out */
+	uint64_t backlog;    /* cycles */
+	uint64_t io_cost;    /* cycles of a port access at best */
+	uint64_t recent_min; /* RECENT_US in cycles */
+	uint64_t start;	     /* clock at `ready` */
 	uint64_t last_report, last_writes;
 	uint64_t printed; /* error lines */
 	enum order order;
@@ -86,6 +94,10 @@ static uint64_t read_clock(struct worker *w, uint64_t allowed)
 	}
 	if (allowed && gap > w->gap.longest_io)
 		w->gap.longest_io = gap;
+	if (gap > dirty.recent_min) {
+		w->gap.recent[w->gap.nr_recent % RECENT].cycles = gap;
+		w->gap.recent[w->gap.nr_recent++ % RECENT].ended = now;
+	}
 	w->gap.last = now;
 	return now;
 }
@@ -100,6 +112,7 @@ static void reset_gap(struct worker *w)
 	w->gap.longest = 0;
 	w->gap.longest_io = 0;
 	w->gap.ended = 0;
+	w->gap.nr_recent = 0;
 	w->gap.last = rt_tsc();
 }
 
@@ -310,6 +323,22 @@ static void report(uint64_t now)
 	dirty.last_writes = sums.writes;
 }
 
+/* Of the boot processor, the latest first; a copy, for printing them makes others. */
+static void print_gaps(void)
+{
+	const struct gap gap = dirty.workers[0].gap;
+	uint32_t n = gap.nr_recent < RECENT ? gap.nr_recent : RECENT;
+
+	rt_printf(BARE_DIRTY_GAPS);
+	for (uint32_t i = 1; i <= n; i++) {
+		uint32_t at = (gap.nr_recent - i) % RECENT;
+
+		rt_printf(BARE_DIRTY_GAP_FMT, rt_cycles_to_ns(gap.recent[at].cycles) / 1000,
+			  rt_cycles_to_ns(gap.recent[at].ended - dirty.start) / 1000);
+	}
+	rt_printf("\n");
+}
+
 static void verify_all(void)
 {
 	uint64_t errors = 0;
@@ -342,6 +371,9 @@ static void serve_console(uint64_t now)
 	case BARE_CMD_REPORT:
 		report(now);
 		break;
+	case BARE_CMD_GAPS:
+		print_gaps();
+		break;
 	case BARE_CMD_VERIFY:
 		verify_all();
 		break;
@@ -358,6 +390,7 @@ static void serve_console(uint64_t now)
 static void read_options(void)
 {
 	static const char *const checks[] = {"sample", "full", NULL};
+	static const char *const content_names[] = {"random", "text", "zero", NULL};
 	struct working_set *ws = &dirty.ws;
 	uint64_t bytes = rt_option("ws", 64ul << 20);
 	uint64_t hot = rt_option("hot", bytes);
@@ -376,11 +409,13 @@ static void read_options(void)
 	ws->hot = hot / RT_PAGE_SIZE;
 	ws->seed = rt_option("seed", 1);
 	ws->kind = (enum kind)rt_option_word("kind", kind_names, KIND_NEW);
+	ws->content = (enum content)rt_option_word("content", content_names, CONTENT_RANDOM);
 	ws->check_all = rt_option_word("check", checks, rate != 0);
 	if (rate)
 		dirty.interval = cycles / rate * RT_PAGE_SIZE * cpus +
 				 cycles % rate * RT_PAGE_SIZE * cpus / rate;
 	dirty.backlog = rt_us_to_cycles(BACKLOG_US);
+	dirty.recent_min = rt_us_to_cycles(RECENT_US);
 }
 
 static void share_pages(void)

@@ -21,12 +21,20 @@ enum kind {
 	KIND_IDLE,
 };
 
+/* In the order of content_names. */
+enum content {
+	CONTENT_RANDOM,
+	CONTENT_TEXT,
+	CONTENT_ZERO,
+};
+
 struct working_set {
 	uint64_t pages;
 	uint64_t hot; /* the first so many are rewritten */
 	uint64_t seed;
 	enum kind kind;
 	bool check_all; /* every word before a rewrite, or a sample */
+	enum content content;
 	struct rt_range ranges[RT_MAX_RANGES];
 	uint32_t nr_ranges;
 	/*

@@ -12,6 +12,8 @@
  *     flip    variant 0 when g is even, 1 when it is odd
  *     few     variant 0, but word slot(g') has its value of variant g' for g' = 1 .. g
  *
+ * Where content is to compress (text), three words of four are one of a few, which the hash picks.
+ *
  * slot() visits all words in turn, so the last generation that wrote a word is known by arithmetic.
  */
 
@@ -22,6 +24,7 @@
 _Static_assert(SLOT_STEP *SLOT_INVERSE % PAGE_WORDS == 1, "inverse of SLOT_STEP");
 
 #define SAMPLES 8u
+#define TEXT_WORDS 64u
 #define SEARCH 64u /* generations each way when an error is explained */
 
 static inline uint64_t mix(uint64_t x)
@@ -37,12 +40,21 @@ static inline uint64_t key_of(const struct working_set *ws, uint64_t page, uint6
 }
 
 /* One multiplication: quick, and still beyond any compressor. */
-static inline uint64_t word_of(uint64_t key, uint64_t i)
+static inline uint64_t hash_of(uint64_t x)
 {
-	uint64_t x = key + i * 0x9e3779b97f4a7c15;
-
 	x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93;
 	return x ^ (x >> 29);
+}
+
+static inline uint64_t word_of(enum content content, uint64_t key, uint64_t i)
+{
+	uint64_t x = hash_of(key + i * 0x9e3779b97f4a7c15);
+
+	if (content == CONTENT_RANDOM)
+		return x;
+	if (content == CONTENT_ZERO)
+		return 0;
+	return i % 4 ? hash_of(x % TEXT_WORDS + 1) : x;
 }
 
 static inline uint64_t slot(uint64_t gen)
@@ -93,7 +105,7 @@ static inline uint64_t few_word(const struct working_set *ws, uint64_t page, uin
 {
 	uint64_t age = (gen - i * SLOT_INVERSE) % PAGE_WORDS;
 
-	return word_of(age < gen ? key_of(ws, page, gen - age) : base, i);
+	return word_of(ws->content, age < gen ? key_of(ws, page, gen - age) : base, i);
 }
 
 static uint64_t expected_word(const struct working_set *ws, uint64_t page, uint64_t gen, uint64_t i)
@@ -102,13 +114,15 @@ static uint64_t expected_word(const struct working_set *ws, uint64_t page, uint6
 		return 0;
 	if (ws->kind == KIND_FEW)
 		return few_word(ws, page, gen, key_of(ws, page, 0), i);
-	return word_of(key_of(ws, page, variant_of(ws, gen)), i);
+	return word_of(ws->content, key_of(ws, page, variant_of(ws, gen)), i);
 }
 
-static void write_page(uint64_t *p, uint64_t key)
+static void write_page(const struct working_set *ws, uint64_t *p, uint64_t key)
 {
+	enum content content = ws->content;
+
 	for (uint64_t i = 0; i < PAGE_WORDS; i++)
-		p[i] = word_of(key, i);
+		p[i] = word_of(content, key, i);
 }
 
 void fault_add(struct fault_log *log, const struct fault *fault)
@@ -163,6 +177,7 @@ static bool check_all(const struct working_set *ws, uint64_t page, uint64_t gen,
 	const uint64_t *p = page_at(ws, page);
 	uint64_t key = key_of(ws, page, variant_of(ws, gen));
 	bool zero = is_zero(ws, gen), few = ws->kind == KIND_FEW;
+	enum content content = ws->content;
 	uint64_t wrong = 0, i;
 
 	/* Without a branch for each word; which one it was is found out afterwards. */
@@ -174,7 +189,7 @@ static bool check_all(const struct working_set *ws, uint64_t page, uint64_t gen,
 			wrong |= p[i] ^ few_word(ws, page, gen, key, i);
 	else
 		for (i = 0; i < PAGE_WORDS; i++)
-			wrong |= p[i] ^ word_of(key, i);
+			wrong |= p[i] ^ word_of(content, key, i);
 	if (!wrong)
 		return true;
 	for (i = 0; i < PAGE_WORDS; i++) {
@@ -207,7 +222,9 @@ static void check_sample(const struct working_set *ws, uint64_t page, uint64_t g
 
 		if (few && s < 3)
 			i = slot(gen + 1 - s);
-		want = zero ? 0 : few ? few_word(ws, page, gen, key, i) : word_of(key, i);
+		want = zero  ? 0
+		       : few ? few_word(ws, page, gen, key, i)
+			     : word_of(ws->content, key, i);
 		if (p[i] != want) {
 			page_fault(log, page, gen, i, want, p[i]);
 			return;
@@ -225,7 +242,7 @@ void ws_alloc(struct working_set *ws)
 
 void ws_fill(const struct working_set *ws, uint64_t page)
 {
-	write_page(page_at(ws, page), key_of(ws, page, 0));
+	write_page(ws, page_at(ws, page), key_of(ws, page, 0));
 	ws->gen[page] = 0;
 	ws->copy[page] = gen_copy(page, 0);
 }
@@ -246,9 +263,9 @@ void ws_rewrite(const struct working_set *ws, uint64_t page, struct fault_log *l
 	if (is_zero(ws, gen))
 		memset(p, 0, RT_PAGE_SIZE);
 	else if (ws->kind == KIND_FEW)
-		p[slot(gen)] = word_of(key_of(ws, page, gen), slot(gen));
+		p[slot(gen)] = word_of(ws->content, key_of(ws, page, gen), slot(gen));
 	else
-		write_page(p, key_of(ws, page, variant_of(ws, gen)));
+		write_page(ws, p, key_of(ws, page, variant_of(ws, gen)));
 }
 
 uint64_t ws_verify(const struct working_set *ws, uint64_t page, struct fault_log *log)
