@@ -391,7 +391,7 @@ int harness_skip_all(const char *fmt, ...)
 	return summary(1, 0, 1);
 }
 
-static void print_tail(const char *dir, const char *name)
+static void print_tail(FILE *to, const char *dir, const char *name)
 {
 	char path[2 * PATH_MAX], buf[TAIL_BYTES + 1];
 	struct stat st;
@@ -411,14 +411,15 @@ static void print_tail(const char *dir, const char *name)
 	close(fd);
 	if (n <= 0)
 		return;
-	printf("--- %s%s (%lld bytes)\n", name, from ? ", its end" : "", (long long)st.st_size);
+	fprintf(to, "--- %s%s (%lld bytes)\n", name, from ? ", its end" : "",
+		(long long)st.st_size);
 	for (ssize_t i = 0; i < n; i++) {
 		unsigned char c = (unsigned char)buf[i];
 
-		putchar(c == '\n' || c == '\t' || (c >= ' ' && c < 0x7f) ? c : '?');
+		putc(c == '\n' || c == '\t' || (c >= ' ' && c < 0x7f) ? c : '?', to);
 	}
 	if (buf[n - 1] != '\n')
-		putchar('\n');
+		putc('\n', to);
 }
 
 static int is_log(const struct dirent *e)
@@ -430,7 +431,7 @@ static int is_log(const struct dirent *e)
 }
 
 /* Each folder left is of a test that failed; its logs are in the order of the processes' start. */
-static void print_tails(void)
+static void print_tails(FILE *to)
 {
 	struct dirent **tests, **logs;
 	int n = scandir(h.top, &tests, NULL, alphasort);
@@ -442,10 +443,10 @@ static void print_tails(void)
 		if (tests[i]->d_type == DT_DIR && tests[i]->d_name[0] != '.') {
 			snprintf(dir, sizeof(dir), "%.3000s/%s", h.top, tests[i]->d_name);
 			m = scandir(dir, &logs, is_log, versionsort);
-			printf("=== what the processes of %s printed:\n", tests[i]->d_name);
+			fprintf(to, "=== what the processes of %s printed:\n", tests[i]->d_name);
 		}
 		for (int k = 0; k < m; k++) {
-			print_tail(dir, logs[k]->d_name);
+			print_tail(to, dir, logs[k]->d_name);
 			free(logs[k]);
 		}
 		if (m >= 0)
@@ -471,7 +472,61 @@ int harness_main(Suite *s)
 		skipped = (int)st.st_size;
 	srunner_free(sr);
 	if (failed)
-		print_tails();
+		print_tails(stdout);
 	remove_tree(h.top);
 	return summary(run, failed, skipped);
+}
+
+/* ---- single runs ---- */
+
+static struct {
+	void (*fn)(void *arg);
+	void *arg;
+} the_run;
+
+START_TEST(run_one)
+{
+	the_run.fn(the_run.arg);
+}
+END_TEST
+
+/* Folders of runs that failed, once they have been shown. */
+static int remove_run(const char *path, const struct stat *st, int flag, struct FTW *ftw)
+{
+	return ftw->level ? remove_one(path, st, flag, ftw) : 0;
+}
+
+bool harness_run(const char *name, unsigned timeout_s, void (*fn)(void *arg), void *arg,
+		 char last_words[256])
+{
+	Suite *s = suite_create(name);
+	TestResult **results;
+	SRunner *sr;
+	bool passed;
+
+	the_run.fn = fn;
+	the_run.arg = arg;
+	tcase_add_test(harness_case(s, name, timeout_s), run_one);
+	sr = srunner_create(s);
+	srunner_set_fork_status(sr, CK_FORK);
+	srunner_run_all(sr, CK_SILENT);
+	passed = srunner_ntests_failed(sr) == 0;
+	results = srunner_failures(sr);
+	if (!passed) {
+		snprintf(last_words, 256, "%s", tr_msg(results[0]));
+		fprintf(stderr, "%s:%d: %s: %s\n", tr_lfile(results[0]), tr_lno(results[0]), name,
+			tr_msg(results[0]));
+		print_tails(stderr);
+		if (!getenv("GODWIT_TEST_KEEP"))
+			nftw(h.top, remove_run, 16, FTW_DEPTH | FTW_PHYS);
+	}
+	free(results);
+	srunner_free(sr);
+	return passed;
+}
+
+void harness_end(void)
+{
+	if (h.top[0])
+		remove_tree(h.top);
 }

@@ -51,6 +51,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 
 /* ---- the test program ---- */
@@ -67,6 +68,16 @@ TCase *harness_case(Suite *s, const char *name, unsigned timeout_s);
  * were skipped.
  */
 int harness_main(Suite *s);
+
+/*
+ * For programs that are no test programs, but want all below: runs fn(arg) as a test that is the
+ * only one of a case, and says whether it passed. When it did not, prints why, with the tails of
+ * the outputs, on stderr; last_words gets the reason. harness_end() at the end of the program
+ * removes the scratch folder.
+ */
+bool harness_run(const char *name, unsigned timeout_s, void (*fn)(void *arg), void *arg,
+		 char last_words[256]);
+void harness_end(void);
 
 /* Ends this test as skipped, which is counted and printed as `SKIP case: why`. */
 _Noreturn void harness_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -142,9 +153,10 @@ struct proc {
 	char *inbuf;   /* not written yet */
 	size_t inlen;
 	struct stream out, err;
-	int status;  /* exit code, or 128 + the signal; -1 while it runs */
-	bool guest;  /* runs one: a last line that is cut goes on in another process */
-	char *fatal; /* see proc_fatal(); NULL for none */
+	int status;	     /* exit code, or 128 + the signal; -1 while it runs */
+	struct rusage usage; /* once it has ended */
+	bool guest;	     /* runs one: a last line that is cut goes on in another process */
+	char *fatal;	     /* see proc_fatal(); NULL for none */
 };
 
 /*

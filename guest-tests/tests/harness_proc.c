@@ -261,7 +261,7 @@ static bool reap(struct proc *p)
 {
 	int status;
 
-	if (p->pidfd < 0 || waitpid(p->pid, &status, WNOHANG) != p->pid)
+	if (p->pidfd < 0 || wait4(p->pid, &status, WNOHANG, &p->usage) != p->pid)
 		return false;
 	close(p->pidfd);
 	p->pidfd = -1;
