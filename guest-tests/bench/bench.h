@@ -57,7 +57,7 @@ enum bench_aim {
 	BENCH_RATIO_MAX, /* godwit / best peer, median of the turns, is at most limit */
 	BENCH_RATIO_MIN, /* the same, at least limit */
 	BENCH_VALUE_MAX, /* godwit's median is at most limit */
-	BENCH_SAME_AS,	 /* godwit's values and those of the case same_as overlap, or are lower */
+	BENCH_VALUE_MIN, /* each of godwit's values is at least limit */
 };
 
 struct bench_figure {
@@ -66,8 +66,12 @@ struct bench_figure {
 	bool more;	  /* more is better; else less is */
 	enum bench_aim aim;
 	double limit;
-	const char *same_as; /* name of a case, for BENCH_SAME_AS; it comes earlier in the table */
-	int digits;	     /* after the point, in the table */
+	/*
+	 * A case before this one: godwit's values here are to overlap with its values there, or to
+	 * be lower. Comes on top of the aim.
+	 */
+	const char *same_as;
+	int digits; /* after the point, in the table */
 };
 
 struct bench_case;

@@ -1,0 +1,678 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Migration, against QEMU: the bare payload `dirty` moved from one process to another on this
+ * machine, over TCP on loopback or over a link of one gigabit.
+ *
+ * What the figures are:
+ *
+ *	total		from the command until the guest runs at the destination and the source
+ *knows. godwit: its report; QEMU: by the tool's clock, from `migrate` until both the source's
+ *"completed" and the destination's RESUME have come downtime	what the guest lost at the switch.
+ *The largest gap in the guest's own clock that ended about then; QEMU stops that clock (the TSC)
+ *with the guest, so for it the time from STOP at the source to RESUME at the destination, by the
+ *time stamps of these events, if that is more downtime, own	what the engine claims largest gap
+ *in the guest's clock, from before the command to after the switch; never less than downtime CPU
+ *seconds of each side's process, those of its vCPU threads taken off, a GiB of RAM. The source's
+ *includes its end, the destination's its start engine memory	the most of memory of its own that
+ *each process had during the move: anonymous memory, guest RAM taken off wire/content	bytes sent
+ *against the bytes of the pages that hold something
+ *
+ * Both sides are started and the guest has filled its memory before anything is measured. Memory
+ * that the destination will need has been in use before: each case first fills as much as both
+ * sides take, for a host may itself give out memory slowly the first time.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../bare/contract.h"
+#include "../tests/harness.h"
+#include "bench-link.h"
+#include "bench-qemu.h"
+#include "bench.h"
+
+#define MIB ((double)(1 << 20))
+#define GIB ((double)(1 << 30))
+
+/* The same for both. QEMU has as many channels as the machine has CPUs. */
+#define DOWNTIME_MS 50
+#define QEMU_CHANNELS 2
+/* More words for `godwit migrate`, each with a comma after it: "--connections=2", */
+#define GODWIT_WORDS
+
+#define RUN_S 300
+#define READY_MS 120000
+#define ANSWER_MS 30000
+#define AFTER_MS 30000 /* from the end of a move to that of the source's process */
+/* The switch is known on the tool's clock, a gap's end on the guest's: how far apart they may be.
+ */
+#define SWITCH_WINDOW_MS 80
+
+struct setup {
+	unsigned ram_mib;
+	const char *payload;  /* options of `dirty` */
+	unsigned content_mib; /* of RAM that holds something: ws= */
+	unsigned downtime_ms; /* 0: DOWNTIME_MS */
+	unsigned give_up_s;   /* after this long a move that has not converged is called off */
+	const char *link;     /* its rate; NULL: loopback */
+	const char *compress; /* for the QEMU with multifd */
+	bool rounds;	      /* figures of single rounds are wanted */
+};
+
+/* ---- sides ---- */
+
+/* One process, watched while its guest moves. */
+struct side {
+	pid_t pid;
+	double cpu0, vcpu0; /* at the start */
+	double cpu, vcpu;
+	double anon; /* the most there was */
+	double ram;  /* guest RAM in that */
+};
+
+static void side_begin(struct side *s, pid_t pid)
+{
+	*s = (struct side){
+		.pid = pid,
+		.cpu0 = bench_cpu(pid),
+		.vcpu0 = bench_cpu_vcpus(pid),
+	};
+	s->cpu = s->cpu0;
+	s->vcpu = s->vcpu0;
+}
+
+/* The last values that there were: it may end by itself. */
+static void side_look(struct side *s)
+{
+	double cpu = bench_cpu(s->pid), vcpu = bench_cpu_vcpus(s->pid), anon = bench_anon(s->pid);
+
+	if (cpu > s->cpu)
+		s->cpu = cpu;
+	if (vcpu > s->vcpu)
+		s->vcpu = vcpu;
+	if (anon > s->anon)
+		s->anon = anon;
+}
+
+static double seconds(const struct timeval *tv)
+{
+	return (double)tv->tv_sec + (double)tv->tv_usec / 1e6;
+}
+
+/* It has ended: nobody knows better than the kernel. */
+static void side_ended(struct side *s, const struct proc *p)
+{
+	s->cpu = seconds(&p->usage.ru_utime) + seconds(&p->usage.ru_stime);
+}
+
+static double side_engine_cpu(const struct side *s)
+{
+	return s->cpu - s->cpu0 - (s->vcpu - s->vcpu0);
+}
+
+/* How much of a mapping as large as guest RAM is resident: QEMU's is anonymous memory. */
+static double resident_ram(pid_t pid, double ram_bytes)
+{
+	const char *path = harness_path("/proc/%d/smaps", (int)pid);
+	FILE *f = fopen(path, "re");
+	unsigned long from, to, kib;
+	double sum = 0;
+	bool in = false;
+	char line[512];
+
+	need(f, "%s cannot be read", path);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			in = (double)(to - from) >= ram_bytes / 2;
+		else if (in && sscanf(line, "Rss: %lu kB", &kib) == 1)
+			sum += (double)kib * 1024;
+	}
+	fclose(f);
+	return sum;
+}
+
+/* ---- what the guest says ---- */
+
+static const char *ask(struct proc *p, const char *command, const char *answer)
+{
+	proc_send(p, command);
+	return proc_expect(p, answer, ANSWER_MS);
+}
+
+static double wait_ready(struct proc *p)
+{
+	proc_fatal(p, BARE_DIRTY_ERROR "| panic ");
+	proc_expect(p, "^dirty ready ", READY_MS);
+	return bench_now();
+}
+
+/*
+ * The largest gap that ended when the machine switched, in milliseconds: 0 when none did that was
+ * worth remembering. ready_at and switch_at are the tool's time; lost_s is what the guest's
+ * clock does not know of.
+ */
+static double switch_gap_ms(const char *gaps, double ready_at, double switch_at, double lost_s)
+{
+	double at_ms = (switch_at - ready_at) * 1e3, gap_ms, end_ms, largest = 0;
+	const char *p = gaps + strlen(BARE_DIRTY_GAPS);
+	unsigned long us, end_us;
+	int n;
+
+	while (sscanf(p, " %lu@%lu%n", &us, &end_us, &n) == 2) {
+		p += n;
+		gap_ms = (double)us / 1e3;
+		end_ms = (double)end_us / 1e3;
+		if (end_ms >= at_ms - lost_s * 1e3 - SWITCH_WINDOW_MS &&
+		    end_ms <= at_ms + SWITCH_WINDOW_MS && gap_ms > largest)
+			largest = gap_ms;
+	}
+	return largest;
+}
+
+/* After a move: gaps first, as every answer makes new ones. */
+static void put_gaps(struct bench_run *r, struct proc *p, double ready_at, double switch_at,
+		     double paused_s)
+{
+	double at_switch =
+		switch_gap_ms(ask(p, "g", "^" BARE_DIRTY_GAPS), ready_at, switch_at, paused_s);
+	double largest = (double)kv(ask(p, "r", "^dirty t_ms="), "gap_us") / 1e3;
+
+	if (paused_s * 1e3 > at_switch)
+		at_switch = paused_s * 1e3;
+	bench_put(r, "downtime", at_switch);
+	bench_put(r, "largest gap", fmax(largest, at_switch));
+}
+
+/* Everything arrived: the guest checks all its pages, and ends. */
+static void end_guest(struct proc *p)
+{
+	proc_send(p, "q");
+	proc_expect(p, "^dirty verify .* errors=0$", READY_MS);
+	proc_expect(p, "^dirty done .* errors=0$", ANSWER_MS);
+	proc_ended(p, 0, AFTER_MS);
+}
+
+/* ---- figures ---- */
+
+static double ram_bytes(const struct setup *s)
+{
+	return s->ram_mib * MIB;
+}
+
+static unsigned downtime_ms(const struct setup *s)
+{
+	return s->downtime_ms ? s->downtime_ms : DOWNTIME_MS;
+}
+
+static void put_cost(struct bench_run *r, const struct setup *s, const struct side *src,
+		     const struct side *dst, double wire)
+{
+	double gib = ram_bytes(s) / GIB, content = s->content_mib * MIB;
+
+	bench_put(r, "CPU source", side_engine_cpu(src) / gib);
+	bench_put(r, "CPU destination", side_engine_cpu(dst) / gib);
+	bench_put(r, "CPU", (side_engine_cpu(src) + side_engine_cpu(dst)) / gib);
+	bench_put(r, "memory source", (src->anon - src->ram) / MIB);
+	bench_put(r, "memory destination", (dst->anon - dst->ram) / MIB);
+	bench_put(r, "wire", wire / MIB);
+	if (content > 0)
+		bench_put(r, "wire/content", wire / content);
+}
+
+/* ---- godwit ---- */
+
+struct godwit_move {
+	struct guest *g;
+	struct proc *client;
+	struct side src, dst;
+};
+
+static bool godwit_over(void *arg)
+{
+	struct godwit_move *m = arg;
+
+	side_look(&m->src);
+	side_look(&m->dst);
+	/* A move that fails leaves the guest where it is. */
+	return !proc_running(m->client) && (m->client->status != 0 || !proc_running(m->g->proc));
+}
+
+/* Rounds as the source's log tells them: how long one took, and how many pages the next one has. */
+static bool next_round(struct proc *p, double *ms, double *pages)
+{
+	unsigned long long us, n;
+	const char *line;
+
+	line = proc_expect_err(p, "round took", ANSWER_MS);
+	line = strstr(line, "round took ");
+	if (!line || sscanf(line, "round took %llu us, %llu pages", &us, &n) != 2)
+		return false;
+	*ms = (double)us / 1e3;
+	*pages = (double)n;
+	return true;
+}
+
+/* The second round: all that was written during the first, which is all of the hot set. */
+static void put_second_round(struct bench_run *r, struct proc *source)
+{
+	double ms, pages, next, first;
+
+	need(next_round(source, &first, &pages), "no round in the source's log");
+	need(next_round(source, &ms, &next), "no second round in the source's log");
+	bench_put(r, "round pages", pages);
+	bench_put(r, "round", ms);
+}
+
+static void run_godwit(struct bench_run *r)
+{
+	const struct setup *s = bench_arg(r);
+	unsigned give_up = s->give_up_s ? s->give_up_s : 60;
+	const char *ram = harness_path("%uM", s->ram_mib);
+	struct godwit_move m = {.client = NULL};
+	double ready_at, start, switched = 0;
+	struct link_pair link;
+	struct move report;
+	struct guest g;
+	struct dest d;
+	bool completed;
+
+	if (s->link) {
+		link_make(&link, s->link);
+		link_enter_dest(&link);
+	}
+	dest_start(&d, "vm-1", s->link ? "tcp:" LINK_DEST ":0" : "tcp:127.0.0.1:0", NULL);
+	if (s->link)
+		link_enter_source(&link);
+	guest_start(&g, "vm", s->rounds ? "-v" : "-q", "-m", ram, "-k", bare_elf("dirty"), "-p",
+		    s->payload, NULL);
+	ready_at = wait_ready(g.proc);
+	ask(g.proc, "zr", "^dirty t_ms=");
+	m.g = &g;
+	side_begin(&m.src, g.proc->pid);
+	side_begin(&m.dst, d.proc->pid);
+	start = bench_now();
+	m.client = move_start(&g, d.uri, harness_path("--downtime=%ums", downtime_ms(s)),
+			      harness_path("--timeout=%us", give_up), GODWIT_WORDS NULL);
+	need(harness_until(godwit_over, &m, (int)(give_up + 60) * 1000), "the move does not end");
+	completed = m.client->status == 0;
+	move_report(m.client, completed ? 0 : 1, &report, 1000);
+	bench_put(r, "moved", completed);
+	bench_put(r, "rounds", (double)report.rounds);
+	if (!completed) {
+		bench_note(r, "%s", report.error);
+		bench_put(r, "wire", (double)report.wire_bytes / MIB);
+		bench_put(r, "largest gap",
+			  (double)kv(ask(g.proc, "r", "^dirty t_ms="), "gap_us") / 1e3);
+		end_guest(g.proc);
+		return;
+	}
+	side_look(&m.dst);
+	side_ended(&m.src, g.proc);
+	/* The client has to start first, and to hear of the end. */
+	switched = start + report.total_ms / 1e3;
+	if (s->rounds)
+		put_second_round(r, g.proc);
+	guest_moved(&g, &d);
+	put_gaps(r, g.proc, ready_at, switched, 0);
+	bench_put(r, "total", report.total_ms);
+	bench_put(r, "downtime, own", report.downtime_ms);
+	m.src.cpu += seconds(&m.client->usage.ru_utime) + seconds(&m.client->usage.ru_stime);
+	put_cost(r, s, &m.src, &m.dst, (double)report.wire_bytes);
+	end_guest(g.proc);
+}
+
+/* ---- QEMU ---- */
+
+struct qemu_watch {
+	struct qemu src, dst;
+	struct side src_side, dst_side;
+};
+
+static bool qemu_over(void *arg)
+{
+	struct qemu_watch *w = arg;
+
+	side_look(&w->src_side);
+	side_look(&w->dst_side);
+	return qemu_move_over(&w->src, &w->dst);
+}
+
+static void start_qemus(struct qemu_watch *w, const struct setup *s)
+{
+	struct qemu_config c = {
+		.label = "destination",
+		.ram_mib = s->ram_mib,
+		.cpus = 1,
+		.kernel = bare_elf("dirty"),
+		.append = s->payload,
+		.incoming = true,
+	};
+	struct link_pair link;
+
+	if (s->link) {
+		link_make(&link, s->link);
+		link_enter_dest(&link);
+	}
+	qemu_start(&w->dst, &c);
+	if (s->link)
+		link_enter_source(&link);
+	c.label = "source";
+	c.incoming = false;
+	qemu_start(&w->src, &c);
+}
+
+static void run_qemu(struct bench_run *r, struct qemu_move move)
+{
+	const struct setup *s = bench_arg(r);
+	unsigned give_up = s->give_up_s ? s->give_up_s : 60;
+	struct qemu_watch *w = calloc(1, sizeof(*w));
+	struct qemu_moved res;
+	double ready_at, start;
+
+	need(w, "out of memory");
+	start_qemus(w, s);
+	ready_at = wait_ready(w->src.proc);
+	ask(w->src.proc, "zr", "^dirty t_ms=");
+	move.downtime_ms = downtime_ms(s);
+	move.host = s->link ? LINK_DEST : "127.0.0.1";
+	side_begin(&w->src_side, w->src.proc->pid);
+	side_begin(&w->dst_side, w->dst.proc->pid);
+	qemu_move_start(&w->src, &w->dst, &move, &start);
+	if (!harness_until(qemu_over, w, (int)give_up * 1000))
+		qemu_move_cancel(&w->src);
+	qemu_move_result(&w->src, &w->dst, start, &res);
+	bench_put(r, "moved", res.completed);
+	bench_put(r, "rounds", res.rounds);
+	if (!res.completed) {
+		bench_note(r, "not done within %u s", give_up);
+		bench_put(r, "wire", res.wire_bytes / MIB);
+		bench_put(r, "largest gap",
+			  (double)kv(ask(w->src.proc, "r", "^dirty t_ms="), "gap_us") / 1e3);
+		end_guest(w->src.proc);
+		return;
+	}
+	w->src_side.ram = resident_ram(w->src.proc->pid, ram_bytes(s));
+	qemu_quit(&w->src);
+	side_ended(&w->src_side, w->src.proc);
+	side_look(&w->dst_side);
+	w->dst_side.ram = resident_ram(w->dst.proc->pid, ram_bytes(s));
+	put_gaps(r, w->dst.proc, ready_at, start + res.total_s, res.pause_s);
+	bench_put(r, "total", res.total_s * 1e3);
+	bench_put(r, "downtime, own", res.own_downtime_s * 1e3);
+	put_cost(r, s, &w->src_side, &w->dst_side, res.wire_bytes);
+	end_guest(w->dst.proc);
+}
+
+static void run_qemu_plain(struct bench_run *r)
+{
+	run_qemu(r, (struct qemu_move){.channels = 0});
+}
+
+static void run_qemu_multifd(struct bench_run *r)
+{
+	run_qemu(r, (struct qemu_move){.channels = QEMU_CHANNELS});
+}
+
+static void run_qemu_zstd(struct bench_run *r)
+{
+	run_qemu(r, (struct qemu_move){.channels = QEMU_CHANNELS, .compression = "zstd"});
+}
+
+/* ---- cases ---- */
+
+/* Lets the host have the memory ready that both sides are going to use. */
+static bool warm_memory(const struct bench_case *c, char why[256])
+{
+	const struct setup *s = c->arg;
+	size_t len = (size_t)s->content_mib * 2 << 20;
+	int status;
+	pid_t child;
+
+	if (!qemu_installed()) {
+		snprintf(why, 256, "qemu-system-x86_64 is not installed");
+		return false;
+	}
+	if (s->link && !link_possible(why))
+		return false;
+	fflush(NULL);
+	child = fork();
+	if (child == 0) {
+		char *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+		_exit(len && p == MAP_FAILED);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child || status) {
+		snprintf(why, 256, "the machine has no %zu MiB of memory free", len >> 20);
+		return false;
+	}
+	return true;
+}
+
+/* Aims, as parts of an initializer. */
+#define NONE
+#define AT_MOST(x) .aim = BENCH_RATIO_MAX, .limit = (x) /* of the better QEMU */
+#define BELOW(x) .aim = BENCH_VALUE_MAX, .limit = (x)
+#define ALWAYS .aim = BENCH_VALUE_MIN, .limit = 1
+
+/* 0.4 % of RAM and 16 MiB. */
+#define MEMORY(ram_mib) BELOW((ram_mib)*0.004 + 16)
+
+/* The figures of a move, with the aims that the case has for some of them. */
+#define FIGURES(ram_mib, total, cpu, gap, down, moves, content)                                    \
+	{.name = "total", .unit = "ms", total},                                                    \
+		{.name = "moved", .unit = "", .more = true, moves},                                \
+		{.name = "downtime", .unit = "ms", .digits = 1, down},                             \
+		{.name = "downtime, own", .unit = "ms", .digits = 1},                              \
+		{.name = "largest gap", .unit = "ms", .digits = 1, gap},                           \
+		{.name = "CPU", .unit = "s/GiB", .digits = 2, cpu},                                \
+		{.name = "CPU source", .unit = "s/GiB", .digits = 2},                              \
+		{.name = "CPU destination", .unit = "s/GiB", .digits = 2},                         \
+		{.name = "wire", .unit = "MiB"},                                                   \
+		{.name = "wire/content", .unit = "", .digits = 3, content},                        \
+		{.name = "rounds", .unit = ""},                                                    \
+		{.name = "memory source", .unit = "MiB", .digits = 1, MEMORY(ram_mib)},            \
+		{.name = "memory destination", .unit = "MiB", .digits = 1, MEMORY(ram_mib)},       \
+	{                                                                                          \
+		.name = NULL                                                                       \
+	}
+
+static const struct bench_figure idle_1g[] = {
+	FIGURES(1024, AT_MOST(0.5), AT_MOST(0.7), AT_MOST(0.5), NONE, ALWAYS, NONE),
+};
+static const struct bench_figure idle_4g[] = {
+	FIGURES(4096, AT_MOST(0.5), AT_MOST(0.7), AT_MOST(0.5), BELOW(5), ALWAYS, NONE),
+};
+static const struct bench_figure zeros_1g[] = {
+	FIGURES(1024, NONE, NONE, NONE, NONE, ALWAYS, NONE),
+};
+static const struct bench_figure new_rate[] = {
+	FIGURES(1024, NONE, NONE, NONE, AT_MOST(1.0 / 3), ALWAYS, NONE),
+};
+static const struct bench_figure new_flat[] = {
+	FIGURES(1024, NONE, NONE, NONE, NONE, NONE, NONE),
+};
+static const struct bench_figure same_flat[] = {
+	FIGURES(1024, NONE, NONE, NONE, NONE, NONE, BELOW(1.02)),
+};
+static const struct bench_figure few_flat[] = {
+	FIGURES(1024, NONE, NONE, NONE, NONE, ALWAYS, BELOW(1.05)),
+};
+static const struct bench_figure text_1gbit[] = {
+	FIGURES(1024, AT_MOST(0.6), NONE, NONE, NONE, ALWAYS, NONE),
+};
+static const struct bench_figure round_1g[] = {
+	{.name = "round", .unit = "ms", .digits = 2},
+	{.name = "round pages", .unit = ""},
+	FIGURES(1024, NONE, NONE, NONE, NONE, ALWAYS, NONE),
+};
+static const struct bench_figure round_16g[] = {
+	{.name = "round", .unit = "ms", .digits = 2, BELOW(2), .same_as = "round-1g"},
+	{.name = "round pages", .unit = ""},
+	FIGURES(16384, NONE, NONE, NONE, NONE, ALWAYS, NONE),
+};
+
+/* 24 MiB are for the payload, its tables and firmware. */
+#define FILL_1G "ws=1000M report=0 "
+#define FILL_4G "ws=4050M report=0 "
+#define HOT_256M FILL_1G "hot=256M "
+/* All of the hot set is written again during the first round, and a few of its pages in the next.
+ */
+#define HOT_4M "ws=256M hot=4000K kind=new rate=20M report=0"
+
+#define GODWIT                                                                                     \
+	{                                                                                          \
+		"godwit", run_godwit                                                               \
+	}
+#define QEMUS                                                                                      \
+	{"qemu", run_qemu_plain},                                                                  \
+	{                                                                                          \
+		"qemu-multifd", run_qemu_multifd                                                   \
+	}
+#define QEMU_ZSTD                                                                                  \
+	{                                                                                          \
+		"qemu-zstd", run_qemu_zstd                                                         \
+	}
+
+static const struct bench_case cases[] = {
+	{
+		.name = "idle-1g",
+		.what = "1 GiB of random content, the guest spins",
+		.contenders = {GODWIT, QEMUS},
+		.figures = idle_1g,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = FILL_1G "kind=idle"},
+	},
+	{
+		.name = "idle-4g",
+		.what = "4 GiB of random content, the guest spins",
+		.contenders = {GODWIT, QEMUS},
+		.figures = idle_4g,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 4096,
+					     .content_mib = 4050,
+					     .payload = FILL_4G "kind=idle"},
+	},
+	{
+		.name = "zeros-1g",
+		.what = "1 GiB that has been written with zeros",
+		.contenders = {GODWIT, QEMUS},
+		.figures = zeros_1g,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = FILL_1G "kind=idle content=zero"},
+	},
+	{
+		.name = "new-50m",
+		.what = "1 GiB, new content in 256 MiB of it at 50 MiB/s",
+		.contenders = {GODWIT, QEMUS},
+		.figures = new_rate,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = HOT_256M "kind=new rate=50M"},
+	},
+	{
+		.name = "new-200m",
+		.what = "1 GiB, new content in 256 MiB of it at 200 MiB/s",
+		.contenders = {GODWIT, QEMUS},
+		.figures = new_rate,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = HOT_256M "kind=new rate=200M",
+					     .give_up_s = 30},
+	},
+	{
+		.name = "new-flat",
+		.what = "1 GiB, new content in 256 MiB of it flat out",
+		.contenders = {GODWIT, QEMUS},
+		.figures = new_flat,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = HOT_256M "kind=new",
+					     .give_up_s = 15},
+	},
+	{
+		.name = "same-flat",
+		.what = "1 GiB, the same content rewritten in 256 MiB of it flat out",
+		.contenders = {GODWIT, QEMUS},
+		.figures = same_flat,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = HOT_256M "kind=same",
+					     .give_up_s = 15},
+	},
+	{
+		.name = "few-flat",
+		.what = "1 GiB, 8 bytes of each page changed in 256 MiB of it flat out",
+		.contenders = {GODWIT, QEMUS},
+		.figures = few_flat,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = HOT_256M "kind=few",
+					     .give_up_s = 15},
+	},
+	{
+		.name = "text-1gbit",
+		.what = "1 GiB that compresses to a third, over a link of 1 Gbit/s",
+		.contenders = {GODWIT, QEMUS, QEMU_ZSTD},
+		.figures = text_1gbit,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = FILL_1G "kind=idle content=text",
+					     .link = "1gbit"},
+	},
+	{
+		.name = "round-1g",
+		.what = "1 GiB guest: the second round, of 1,000 dirty pages",
+		.contenders = {GODWIT},
+		.figures = round_1g,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 256,
+					     .payload = HOT_4M,
+					     .downtime_ms = 1,
+					     .rounds = true},
+	},
+	{
+		.name = "round-16g",
+		.what = "16 GiB guest: the second round, of 1,000 dirty pages",
+		.contenders = {GODWIT},
+		.figures = round_16g,
+		.timeout_s = RUN_S,
+		.prepare = warm_memory,
+		.arg = &(const struct setup){.ram_mib = 16384,
+					     .content_mib = 256,
+					     .payload = HOT_4M,
+					     .downtime_ms = 1,
+					     .rounds = true},
+	},
+	{.name = NULL},
+};
+
+int main(int argc, char **argv)
+{
+	return bench_main(argc, argv, &(const struct bench){.name = "migrate", .cases = cases});
+}
