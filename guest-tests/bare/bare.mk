@@ -9,7 +9,7 @@ B ?= build
 bare_src := guest-tests/bare
 bare_out := $(B)/guest-tests/bare
 
-bare_names := hello dirty smp fpu timer virtio hostile
+bare_names := hello dirty smp fpu timer virtio hostile blkbench netbench
 bare_rt := entry rt_boot rt_console rt_cpu rt_irq rt_lib rt_mem rt_smp rt_time
 
 # Nothing of the host program's flags: this code has no libc, no red zone (interrupts), and no SSE
@@ -34,6 +34,7 @@ $(bare_out)/dirty.elf: $(bare_out)/dirty_ws.o
 $(bare_out)/fpu.elf: $(bare_out)/fpu_hold.o
 $(bare_out)/hostile.elf: $(bare_out)/virtio_dev.o
 $(bare_out)/virtio.elf: $(bare_out)/virtio_dev.o $(bare_out)/virtio_disk.o
+$(bare_out)/blkbench.elf $(bare_out)/netbench.elf: $(bare_out)/virtio_dev.o
 $(bare_elfs): %.elf: %.o $(bare_rt_objs) $(bare_src)/rt/link.ld
 	$(call say,LD,$@)
 	$(Q)$(CC) $(bare_ldflags) -o $@ $(filter %.o,$^)

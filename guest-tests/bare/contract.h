@@ -287,4 +287,72 @@
 #define BARE_HOSTILE_DONE_FMT "hostile done devices=%lu tried=%lu errors=%lu"
 #define BARE_HOSTILE_ERROR "hostile error "
 
+/*
+ * --- blkbench ---
+ *
+ * Keeps the first virtio-mmio disk busy, in godwit or in QEMU's microvm, and counts. Every 4 KiB of
+ * the disk must start with BLKBENCH_STAMP plus their number (of 4 KiB, from 0), in 8 bytes; that is
+ * what it looks for in each read and what it writes, so a disk stays as it is.
+ *
+ *     op=read|write   (read)
+ *     order=random|sequential     the sequence goes round (random)
+ *     size=SIZE       of a request: 4K to 1M (4K)
+ *     depth=N         requests under way, 1 to 64 (1)
+ *     warm_ms=N       not counted (300)
+ *     ms=N            counted (1000)
+ *     seed=N          of random places (1)
+ *
+ * Output:
+ *
+ *     blkbench ready capacity=<sectors> size=.. depth=.. ring=<0|3> tsc_khz=<n>
+ *     blkbench go                        from here on it counts
+ *     blkbench result requests=.. bytes=.. ns=.. kicks=.. slow_us=.. errors=..
+ *     blkbench done errors=..
+ *     blkbench error status place=.. status=..      place: of the request, in 4 KiB
+ *     blkbench error stamp place=.. want=0x.. got=0x..
+ *
+ * requests and bytes are what was completed in ns nanoseconds of its own clock; kicks is how often
+ * the device wanted to be notified of one; slow_us is the longest that one took.
+ */
+#define BLKBENCH_STAMP 0x6764777462656e63ul
+#define BLKBENCH_UNIT 4096ul
+#define BARE_BLKBENCH_READY_FMT                                                                    \
+	"blkbench ready capacity=%lu size=%lu depth=%lu ring=%lu tsc_khz=%lu"
+#define BARE_BLKBENCH_GO "blkbench go"
+#define BARE_BLKBENCH_RESULT_FMT                                                                   \
+	"blkbench result requests=%lu bytes=%lu ns=%lu kicks=%lu slow_us=%lu errors=%lu"
+#define BARE_BLKBENCH_DONE_FMT "blkbench done errors=%lu"
+#define BARE_BLKBENCH_ERROR "blkbench error "
+
+/*
+ * --- netbench ---
+ *
+ * Sends frames to a program at the other end of the first virtio-mmio network device, or takes
+ * frames from it, and counts. What is in a frame is in netframe.h.
+ *
+ *     mode=send|receive|ping      whole frames one way, or small ones to and fro (send)
+ *     frame=large|mtu|small       how long (mtu); large ones are for the device to cut up
+ *     depth=N         ping: frames that are not answered yet; else: that are not acknowledged, 1 to
+ *                     NETFRAME_MAX_DEPTH (1)
+ *     warm_ms=N       not counted (300)
+ *     ms=N            counted (1000)
+ *
+ * Output:
+ *
+ *     netbench ready frame=<bytes> depth=.. ring=<0|3> tsc_khz=<n>
+ *     netbench go                        from here on it counts
+ *     netbench result frames=.. bytes=.. ns=.. kicks=.. slow_us=.. errors=..
+ *     netbench done errors=..
+ *     netbench error <frame|order|content> want=.. got=..
+ *
+ * frames and bytes are what the other end has acknowledged, what was received, or what was
+ * answered. slow_us is the longest time without any.
+ */
+#define BARE_NETBENCH_READY_FMT "netbench ready frame=%lu depth=%lu ring=%lu tsc_khz=%lu"
+#define BARE_NETBENCH_GO "netbench go"
+#define BARE_NETBENCH_RESULT_FMT                                                                   \
+	"netbench result frames=%lu bytes=%lu ns=%lu kicks=%lu slow_us=%lu errors=%lu"
+#define BARE_NETBENCH_DONE_FMT "netbench done errors=%lu"
+#define BARE_NETBENCH_ERROR "netbench error "
+
 #endif

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 #include "virtio_dev.h"
 
-#define BASE 0xd0000000ul
-#define STRIDE 0x1000ul
+/* Where the slots are: first those of godwit, then those of QEMU's microvm. */
+#define GODWIT_SLOTS 32u
+#define GODWIT_BASE 0xd0000000ul
+#define GODWIT_STRIDE 0x1000ul
+#define MICROVM_BASE 0xfeb00000ul
+#define MICROVM_STRIDE 0x200ul
 #define MAGIC 0x74726976u /* "virt" */
 
 enum {
@@ -53,14 +57,20 @@ struct vring_desc {
 
 /* --- Registers --- */
 
+static uint64_t base_of(uint32_t slot)
+{
+	return slot < GODWIT_SLOTS ? GODWIT_BASE + slot * GODWIT_STRIDE
+				   : MICROVM_BASE + (slot - GODWIT_SLOTS) * MICROVM_STRIDE;
+}
+
 static uint32_t get(uint32_t slot, uint32_t reg)
 {
-	return *(volatile uint32_t *)(BASE + slot * STRIDE + reg);
+	return *(volatile uint32_t *)(base_of(slot) + reg);
 }
 
 static void set(uint32_t slot, uint32_t reg, uint32_t value)
 {
-	*(volatile uint32_t *)(BASE + slot * STRIDE + reg) = value;
+	*(volatile uint32_t *)(base_of(slot) + reg) = value;
 }
 
 static void set_address(uint32_t slot, uint32_t reg, uint64_t addr)
@@ -131,7 +141,7 @@ bool vdev_needs_reset(const struct vdev *dev)
 
 uint64_t vdev_config(const struct vdev *dev, uint32_t offset, uint32_t size)
 {
-	uint64_t at = BASE + dev->slot * STRIDE + REG_CONFIG + offset;
+	uint64_t at = base_of(dev->slot) + REG_CONFIG + offset;
 
 	switch (size) {
 	case 1:
@@ -186,14 +196,22 @@ void vdev_kick(const struct vdev *dev, uint32_t index)
 
 void vring_start(struct vring *ring, struct vdev *dev, uint32_t index, uint32_t most)
 {
+	vring_start_of(ring, dev, index, VRING_PARTS, most);
+}
+
+void vring_start_of(struct vring *ring, struct vdev *dev, uint32_t index, uint32_t parts,
+		    uint32_t most)
+{
 	uint32_t size = vdev_queue_max(dev, index);
 
-	if (size < VRING_PARTS)
+	if (size > VRING_MOST)
+		size = VRING_MOST;
+	if (size < parts)
 		rt_panic("a virtio queue is not there, or too short");
-	*ring = (struct vring){.dev = dev, .index = index, .size = size};
-	ring->requests = size / VRING_PARTS < most ? size / VRING_PARTS : most;
+	*ring = (struct vring){.dev = dev, .index = index, .size = size, .parts = parts};
+	ring->requests = size / parts < most ? size / parts : most;
 	ring->desc = zeroed(size * sizeof(*ring->desc));
-	ring->indirect = zeroed(ring->requests * VRING_PARTS * sizeof(*ring->indirect));
+	ring->indirect = zeroed(ring->requests * parts * sizeof(*ring->indirect));
 	ring->avail = zeroed((RING_ENTRIES + size + 1) * sizeof(uint16_t));
 	ring->used = zeroed((RING_ENTRIES + size * USED_WORDS + 1) * sizeof(uint16_t));
 	ring->given = zeroed(ring->requests);
@@ -230,10 +248,10 @@ static bool wants_kick(const struct vring *ring)
 
 void vring_submit(struct vring *ring, uint32_t request, const struct vbuf *buf, uint32_t n)
 {
-	uint32_t first = request * VRING_PARTS;
+	uint32_t first = request * ring->parts;
 	volatile struct vring_desc *desc = ring->desc + first;
 
-	if (request >= ring->requests || ring->given[request] || n > VRING_PARTS)
+	if (request >= ring->requests || ring->given[request] || n > ring->parts)
 		rt_panic("a request is under way already");
 	/* Every other one by a table of its own, so that both kinds are on the ring. */
 	if ((ring->dev->features & VDEV_F_INDIRECT) && (request & 1)) {
@@ -253,8 +271,10 @@ void vring_submit(struct vring *ring, uint32_t request, const struct vbuf *buf, 
 	ring->avail[RING_IDX] = ++ring->next;
 	/* The index must be seen before the device's wish is read. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (wants_kick(ring))
-		vdev_kick(ring->dev, ring->index);
+	if (!wants_kick(ring))
+		return;
+	ring->kicks++;
+	vdev_kick(ring->dev, ring->index);
 }
 
 bool vring_take(struct vring *ring, uint32_t *request, uint32_t *len)
@@ -268,8 +288,8 @@ bool vring_take(struct vring *ring, uint32_t *request, uint32_t *len)
 	entry = ring->used + RING_ENTRIES + ring->seen % ring->size * USED_WORDS;
 	id = *(const volatile uint32_t *)entry;
 	*len = *(const volatile uint32_t *)(entry + 2);
-	*request = id / VRING_PARTS;
-	if (id % VRING_PARTS || *request >= ring->requests || !ring->given[*request])
+	*request = id / ring->parts;
+	if (id % ring->parts || *request >= ring->requests || !ring->given[*request])
 		rt_panic("a virtio device gives back what it did not have");
 	ring->given[*request] = 0;
 	ring->waiting--;

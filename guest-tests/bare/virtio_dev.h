@@ -8,7 +8,8 @@
 
 #include "rt/rt.h"
 
-#define VDEV_SLOTS 32u
+/* Of both machines that payloads run in: 32 of godwit, 24 of QEMU's microvm. */
+#define VDEV_SLOTS 56u
 #define VDEV_NET 1u
 #define VDEV_BLK 2u
 #define VDEV_CONSOLE 3u
@@ -26,7 +27,8 @@ struct vdev {
 	uint64_t features; /* negotiated */
 };
 
-#define VRING_PARTS 4u /* buffers of a request at most */
+#define VRING_PARTS 4u	/* buffers of a request at most, where nothing else is said */
+#define VRING_MOST 256u /* descriptors of a queue that are used: the same on all machines */
 
 struct vbuf {
 	void *addr;
@@ -38,11 +40,13 @@ struct vbuf {
 struct vring {
 	struct vdev *dev;
 	uint32_t index, size, requests;
+	uint32_t parts; /* descriptors of each request */
 	volatile struct vring_desc *desc, *indirect;
 	volatile uint16_t *avail, *used;
 	uint16_t next, seen; /* indexes: of the next request, of the next used buffer */
 	uint32_t waiting;    /* requests that the device has */
 	uint8_t *given;	     /* [requests] */
+	uint64_t kicks;	     /* notifications that the device has asked for, and got */
 };
 
 /* What is in a slot: a device id, 0 for nothing. */
@@ -69,6 +73,10 @@ void vdev_kick(const struct vdev *dev, uint32_t index);
 
 /* Resets the device, waits for that, and leaves it alone. */
 void vdev_reset(uint32_t slot);
+
+/* The same for requests of `parts` buffers. */
+void vring_start_of(struct vring *ring, struct vdev *dev, uint32_t index, uint32_t parts,
+		    uint32_t most);
 
 /* All queues are there. */
 void vdev_ready(const struct vdev *dev);
