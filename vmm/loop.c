@@ -11,6 +11,17 @@
 
 #define LOOP_ENTRIES 256
 
+/*
+ * How long to look for work before sleeping: where nothing speaks for it, for the time in which a
+ * driver that is adding more does so; where something is expected, for up to about what a sleep and
+ * a wake-up cost, more being a waste: a few microseconds, or tens of them on a virtual host.
+ */
+#define LOOK_MIN_NS (2 * NS_PER_US)
+#define LOOK_FIRST_NS (16 * NS_PER_US)
+#define LOOK_MAX_NS (50 * NS_PER_US)
+/* A wake-up so soon after the look began says that a longer one would have been better. */
+#define LOOK_WORTH_NS (2 * LOOK_MAX_NS)
+
 static void arm_wake(struct loop *l);
 
 /*
@@ -66,6 +77,7 @@ int loop_init(struct loop *l)
 
 	memset(l, 0, sizeof(*l));
 	l->tasks_tail = &l->tasks;
+	l->look_ns = LOOK_FIRST_NS;
 	l->wake_fd = eventfd(0, EFD_CLOEXEC);
 	if (l->wake_fd < 0)
 		return -errno;
@@ -234,6 +246,84 @@ void loop_cancel_wait(struct loop *l, struct loop_op *op)
 	}
 }
 
+void loop_look(struct loop *l, struct loop_look *look, bool expected)
+{
+	l->look_longer |= expected;
+	if (look->listed)
+		return;
+	look->listed = true;
+	look->next = l->looks;
+	l->looks = look;
+}
+
+void loop_unlook(struct loop *l, struct loop_look *look)
+{
+	struct loop_look **p = &l->looks;
+
+	if (!look->listed)
+		return;
+	while (*p != look)
+		p = &(*p)->next;
+	*p = look->next;
+	look->listed = false;
+}
+
+static bool look_once(struct loop *l)
+{
+	bool found = false;
+
+	/* One that found something may be off the list now, or at its front again. */
+	for (struct loop_look *k = l->looks, *next; k; k = next) {
+		next = k->next;
+		found |= k->look(k);
+	}
+	return found;
+}
+
+/* Looks until there is something, or it was long enough. */
+static bool look_for_work(struct loop *l, uint64_t start, uint64_t timeout_ns)
+{
+	bool longer = l->look_longer;
+	uint64_t ns = MIN(timeout_ns, longer ? l->look_ns : LOOK_MIN_NS);
+
+	l->look_longer = false;
+	do {
+		if (look_once(l)) {
+			if (longer)
+				l->look_ns = MIN(2 * l->look_ns, LOOK_MAX_NS);
+			return true;
+		}
+		if (io_uring_cq_ready(&l->ring)) {
+			l->look_longer = longer;
+			return true;
+		}
+		__builtin_ia32_pause();
+	} while (now_ns() - start < ns);
+	return false;
+}
+
+/* Nothing is there: whoever brings something has to wake us. False when it came just now. */
+static bool may_sleep(struct loop *l)
+{
+	bool found = false;
+
+	while (l->looks && !found) {
+		struct loop_look *k = l->looks;
+
+		loop_unlook(l, k);
+		found = k->sleep(k);
+	}
+	return !found;
+}
+
+static void learn_from_sleep(struct loop *l, uint64_t start)
+{
+	if (l->look_ns < LOOK_MAX_NS && now_ns() - start < LOOK_WORTH_NS)
+		l->look_ns = MIN(2 * l->look_ns, LOOK_MAX_NS);
+	else
+		l->look_ns = MAX(l->look_ns / 2, LOOK_MIN_NS);
+}
+
 int loop_step(struct loop *l, uint64_t timeout_ns)
 {
 	struct __kernel_timespec ts = {
@@ -241,16 +331,34 @@ int loop_step(struct loop *l, uint64_t timeout_ns)
 		.tv_nsec = (long long)(timeout_ns % NS_PER_SEC),
 	};
 	struct io_uring_cqe *cqe;
+	uint64_t start = 0;
 	int ret;
 
 	if (l->n_late) {
 		run_completions(l);
 		return 0;
 	}
+	if (l->looks) {
+		bool longer = l->look_longer;
+
+		/* What is to be waited for has to be under way. */
+		ret = io_uring_submit(&l->ring);
+		if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
+			return ret;
+		start = now_ns();
+		if (look_for_work(l, start, timeout_ns) || !may_sleep(l)) {
+			run_completions(l);
+			return 0;
+		}
+		if (!longer)
+			start = 0;
+	}
 	ret = io_uring_submit_and_wait_timeout(&l->ring, &cqe, 1,
 					       timeout_ns == UINT64_MAX ? NULL : &ts, NULL);
 	if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN)
 		return ret;
+	if (start)
+		learn_from_sleep(l, start);
 	run_completions(l);
 	return 0;
 }

@@ -6,6 +6,11 @@
  * its done() runs on the loop's thread when the operation ends. One operation is pending per
  * loop_op at a time. Any io_uring operation can be prepared on the SQE of loop_sqe(), so disks
  * and sockets need nothing more than this. Other threads hand work over with loop_post().
+ *
+ * Going to sleep and being woken costs both sides more than a short wait does. So what can be seen
+ * in memory, such as a ring that a guest fills, is looked at (struct loop_look) for a little while
+ * before the loop sleeps; longer where more is expected at once, as after an answer to a driver,
+ * and the longer the more often that was of use.
  */
 #ifndef GODWIT_LOOP_H
 #define GODWIT_LOOP_H
@@ -34,6 +39,19 @@ struct loop_task {
 	bool queued;
 };
 
+/* Something to look at before the loop next sleeps. Both functions run on the loop's thread. */
+struct loop_look {
+	/* Is there something? Then it has been served. */
+	bool (*look)(struct loop_look *look);
+	/*
+	 * The loop is about to sleep, and this is off its list: whoever brings more has to wake it
+	 * from now on. True when something has come before that was arranged; it has been served.
+	 */
+	bool (*sleep)(struct loop_look *look);
+	struct loop_look *next;
+	bool listed;
+};
+
 struct loop {
 	struct io_uring ring;
 	struct loop_op wake_op;
@@ -42,7 +60,10 @@ struct loop {
 	bool running;
 	pthread_mutex_t lock; /* guards tasks */
 	struct loop_task *tasks, **tasks_tail;
-	struct loop_late { /* completions that loop_cancel_wait() met */
+	struct loop_look *looks; /* loop's thread only, as the next two */
+	bool look_longer;	 /* one of them is expected to find something at once */
+	uint64_t look_ns;	 /* for how long, then */
+	struct loop_late {	 /* completions that loop_cancel_wait() met */
 		struct loop_op *op;
 		int32_t res;
 	} * late;
@@ -79,6 +100,15 @@ void loop_post(struct loop *l, struct loop_task *task);
 
 /* Takes task back if it has not run yet. Loop's thread only. */
 void loop_unpost(struct loop *l, struct loop_task *task);
+
+/*
+ * Has it looked at before the loop next sleeps; expected: it is likely to find something at once.
+ * Loop's thread only.
+ */
+void loop_look(struct loop *l, struct loop_look *look, bool expected);
+
+/* Not any more; its sleep() is not called. Loop's thread only. */
+void loop_unlook(struct loop *l, struct loop_look *look);
 
 /* Runs until loop_stop(). 0 or -errno. */
 int loop_run(struct loop *l);

@@ -182,8 +182,11 @@ void net_serve_rx(struct virtio_net *n, struct net_pair *p)
 	virtq_no_kicks(&q->q, ram_of(n));
 	while (i < BATCH && rx_one(n, p))
 		i++;
-	if (q->q.next_used != before)
+	if (q->q.next_used != before) {
+		/* What is received is answered. */
+		virtio_expect(&n->v, tx_index(p));
 		virtio_signal(&n->v, q->index);
+	}
 	if (i == BATCH)
 		virtio_serve_all(&n->v);
 }

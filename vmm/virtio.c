@@ -5,6 +5,10 @@
  * A kick is a count in an eventfd that the loop reads. That read goes on while the device is
  * stopped: the kick is dropped then, and whoever lets the device go on has every queue served
  * once, which finds whatever was kicked meanwhile.
+ *
+ * A driver that is busy is not asked to kick at all: a kick costs it an exit from the guest and us
+ * a wake-up. As long as the loop has something to do, and a little longer, it looks at the rings
+ * itself.
  */
 #include "virtio.h"
 
@@ -56,6 +60,38 @@ static void on_kick(struct loop_op *op, int32_t res)
 	pthread_mutex_unlock(&v->lock);
 }
 
+static bool look_at_ring(struct loop_look *look)
+{
+	struct virtio_queue *q = container_of(look, struct virtio_queue, look);
+	struct virtio *v = q->v;
+	bool found;
+
+	pthread_mutex_lock(&v->lock);
+	found = virtio_live(v) && virtq_pending(&q->q, ram_of(v));
+	if (found) {
+		/* Serving it does so again, unless it has to wait for something else first. */
+		loop_unlook(v->dev.vm->loop, look);
+		serve_queue(v, q->index);
+	}
+	pthread_mutex_unlock(&v->lock);
+	return found;
+}
+
+/* From now on it is for the driver to tell; unless it has not seen that yet. */
+static bool want_kicks(struct loop_look *look)
+{
+	struct virtio_queue *q = container_of(look, struct virtio_queue, look);
+	struct virtio *v = q->v;
+	bool found;
+
+	pthread_mutex_lock(&v->lock);
+	found = virtio_live(v) && virtq_want_kicks(&q->q, ram_of(v));
+	if (found)
+		serve_queue(v, q->index);
+	pthread_mutex_unlock(&v->lock);
+	return found;
+}
+
 static void on_serve_task(struct loop_task *task)
 {
 	struct virtio *v = container_of(task, struct virtio, serve_task);
@@ -100,6 +136,8 @@ int virtio_init(struct virtio *v, const struct virtio_ops *ops, uint64_t feature
 		q->index = i;
 		q->q.max = queue_max[i];
 		q->kick.done = on_kick;
+		q->look.look = look_at_ring;
+		q->look.sleep = want_kicks;
 		q->kick_fd = eventfd(0, EFD_CLOEXEC);
 		if (q->kick_fd < 0) {
 			int ret = -errno;
@@ -119,6 +157,7 @@ void virtio_destroy(struct virtio *v)
 
 	loop_unpost(loop, &v->serve_task);
 	for (unsigned i = 0; i < v->n_queues; i++) {
+		loop_unlook(loop, &v->queue[i].look);
 		loop_cancel_wait(loop, &v->queue[i].kick);
 		close(v->queue[i].kick_fd);
 	}
@@ -313,19 +352,10 @@ int virtio_pop(struct virtio *v, unsigned queue, struct virtq_chain *c)
 
 int virtio_take(struct virtio *v, unsigned queue, struct virtq_chain *c)
 {
-	struct virtq *q = &v->queue[queue].q;
-
 	if (virtio_pop(v, queue, c))
 		return 1;
-	if (!virtio_live(v) || !virtq_want_kicks(q, ram_of(v)))
-		return 0;
-	/* Some came just before it was asked to kick. */
-	virtq_no_kicks(q, ram_of(v));
-	if (virtio_pop(v, queue, c))
-		return 1;
-	/* An index that goes back may do so for ever: that of a ring which overlaps the used one.
-	 */
-	virtio_fail(v, "queue %u: chains that are available and then are not", queue);
+	if (virtio_live(v))
+		loop_look(v->dev.vm->loop, &v->queue[queue].look, false);
 	return 0;
 }
 
@@ -349,8 +379,17 @@ void virtio_signal(struct virtio *v, unsigned queue)
 		v->transport->signal_queue(v->transport_arg, queue);
 }
 
+void virtio_expect(struct virtio *v, unsigned queue)
+{
+	if (!virtio_live(v))
+		return;
+	virtq_no_kicks(&v->queue[queue].q, ram_of(v));
+	loop_look(v->dev.vm->loop, &v->queue[queue].look, true);
+}
+
 void virtio_push(struct virtio *v, unsigned queue, uint16_t head, uint32_t written)
 {
+	virtio_expect(v, queue);
 	virtq_push(&v->queue[queue].q, ram_of(v), head, written);
 	virtio_signal(v, queue);
 }

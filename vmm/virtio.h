@@ -105,6 +105,7 @@ struct virtio_queue {
 	int kick_fd;	     /* eventfd; the transport has the guest's kicks written to it */
 	struct loop_op kick; /* reads it */
 	uint64_t kick_count;
+	struct loop_look look; /* at the ring, instead of being kicked */
 };
 
 struct virtio {
@@ -175,7 +176,10 @@ void virtio_end(struct virtio *v);
  */
 int virtio_pop(struct virtio *v, unsigned queue, struct virtq_chain *c);
 
-/* virtio_pop(), and a driver whose queue is found empty is asked to kick for its next chain. */
+/*
+ * virtio_pop(), and a queue that is found empty is looked at by the loop until that sleeps; then
+ * its driver is asked to kick for its next chain. Loop's thread.
+ */
 int virtio_take(struct virtio *v, unsigned queue, struct virtq_chain *c);
 
 /*
@@ -193,7 +197,13 @@ struct virtio_turn {
 struct virtio_turn virtio_begin_turn(struct virtio *v, unsigned queue, int64_t left);
 int virtio_next(struct virtio_turn *t, struct virtq_chain *c);
 
-/* virtq_push(), and the interrupt if the driver wants one. */
+/*
+ * The driver is about to get what it probably waits for, and to go on with more in this queue: the
+ * loop looks at it for a while, and no kick is asked for meanwhile. Loop's thread.
+ */
+void virtio_expect(struct virtio *v, unsigned queue);
+
+/* virtq_push() as above, and the interrupt if the driver wants one. Loop's thread. */
 void virtio_push(struct virtio *v, unsigned queue, uint16_t head, uint32_t written);
 
 /* The interrupt alone, after virtq_push() of several. */

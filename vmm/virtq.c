@@ -254,9 +254,14 @@ bool virtq_must_signal(struct virtq *q, const struct ram *ram)
 
 void virtq_no_kicks(struct virtq *q, struct ram *ram)
 {
-	/* With the event index there is nothing to do: the event stays behind. */
-	if (q->ready && !q->event_idx)
+	if (!q->ready)
+		return;
+	/* An event that is not near is passed by nobody; one too many in 32768 does no harm. */
+	if (!q->event_idx)
 		store_u16(ram, q->used, USED_NO_NOTIFY);
+	else if (q->kicks)
+		store_u16(ram, avail_event_at(q), (uint16_t)(q->next_avail + 0x8000U));
+	q->kicks = false;
 }
 
 bool virtq_want_kicks(struct virtq *q, struct ram *ram)
@@ -267,6 +272,7 @@ bool virtq_want_kicks(struct virtq *q, struct ram *ram)
 		store_u16(ram, avail_event_at(q), q->next_avail);
 	else
 		store_u16(ram, q->used, 0);
+	q->kicks = true;
 	atomic_thread_fence(memory_order_seq_cst);
 	return virtq_pending(q, ram);
 }

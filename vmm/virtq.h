@@ -38,6 +38,7 @@ struct virtq {
 	uint16_t signalled;  /* next_used when the driver was last interrupted */
 	bool signalled_valid;
 	bool event_idx; /* negotiated, as virtq_enable() was told */
+	bool kicks;	/* were asked for */
 };
 
 /*

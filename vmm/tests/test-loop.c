@@ -299,11 +299,121 @@ START_TEST(steps_end_in_time)
 }
 END_TEST
 
+/* Something in memory that is looked at: found when the count is used up. */
+struct looked {
+	struct loop_look look;
+	unsigned looks, sleeps;
+	unsigned find_after;
+	bool late; /* sleep() finds something */
+};
+
+static bool on_look(struct loop_look *look)
+{
+	struct looked *k = container_of(look, struct looked, look);
+
+	return ++k->looks == k->find_after;
+}
+
+static bool on_sleep(struct loop_look *look)
+{
+	struct looked *k = container_of(look, struct looked, look);
+
+	k->sleeps++;
+	ck_assert(!look->listed);
+	return k->late;
+}
+
+static struct looked a_looked(void)
+{
+	return (struct looked){.look = {.look = on_look, .sleep = on_sleep}};
+}
+
+/* What is looked at keeps the loop awake for as long as it is worth it, and no longer. */
+START_TEST(looks)
+{
+	struct looked k = a_looked(), other = a_looked();
+	struct seen s = a_seen();
+	unsigned before;
+	uint64_t start;
+
+	begin();
+	/* Found: it does not sleep, and goes on looking the next time. */
+	k.find_after = 1;
+	loop_look(&loop, &k.look, true);
+	loop_look(&loop, &other.look, false);
+	loop_look(&loop, &k.look, false);
+	ck_assert_int_eq(loop_step(&loop, UINT64_MAX), 0);
+	ck_assert_uint_eq(k.looks, 1);
+	ck_assert_uint_eq(other.looks, 1);
+	ck_assert(k.look.listed && other.look.listed);
+
+	/* Nothing: all are told before it sleeps, and forgotten. */
+	start = now_ns();
+	ck_assert_int_eq(loop_step(&loop, 20 * NS_PER_MS), 0);
+	ck_assert_uint_ge(now_ns() - start, 20 * NS_PER_MS);
+	ck_assert_uint_eq(k.sleeps, 1);
+	ck_assert_uint_eq(other.sleeps, 1);
+	ck_assert(!k.look.listed && !other.look.listed && !loop.looks);
+	before = k.looks;
+	ck_assert_int_eq(loop_step(&loop, NS_PER_MS), 0);
+	ck_assert_uint_eq(k.looks, before);
+
+	/* It came at the last moment: no sleep either. */
+	k.late = true;
+	loop_look(&loop, &k.look, false);
+	ck_assert_int_eq(loop_step(&loop, UINT64_MAX), 0);
+	ck_assert_uint_eq(k.sleeps, 2);
+
+	/* What completes meanwhile does so. */
+	k = a_looked();
+	loop_look(&loop, &k.look, true);
+	io_uring_prep_nop(loop_sqe(&loop, &s.op));
+	ck_assert_int_eq(loop_step(&loop, UINT64_MAX), 0);
+	ck_assert_uint_eq(s.times, 1);
+	loop_unlook(&loop, &k.look);
+	loop_unlook(&loop, &k.look);
+	ck_assert(!loop.looks);
+	end();
+}
+END_TEST
+
+static uint64_t look_ns_after(unsigned rounds, bool find)
+{
+	for (unsigned i = 0; i < rounds; i++) {
+		struct looked k = a_looked();
+
+		k.find_after = find ? 1 : 0;
+		loop_look(&loop, &k.look, true);
+		ck_assert_int_eq(loop_step(&loop, NS_PER_MS), 0);
+		loop_unlook(&loop, &k.look);
+	}
+	return loop.look_ns;
+}
+
+/* The longer the more often it was of use; hardly at all when it never was. */
+START_TEST(looks_longer)
+{
+	uint64_t first, useful;
+
+	begin();
+	first = loop.look_ns;
+	useful = look_ns_after(20, true);
+	ck_assert_uint_gt(useful, first);
+	ck_assert_uint_eq(look_ns_after(20, true), useful);
+	ck_assert_uint_lt(look_ns_after(20, false), first);
+	ck_assert_uint_gt(look_ns_after(1, false), 0);
+	ck_assert_uint_eq(look_ns_after(20, true), useful);
+	end();
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
-		timers,		  operations,	    many,  tasks_in_order,
-		tasks_taken_back, tasks_of_threads, woken, steps_end_in_time,
+		timers,		operations,	   many,
+		tasks_in_order, tasks_taken_back,  tasks_of_threads,
+		woken,		steps_end_in_time, looks,
+		looks_longer,
 	};
 
 	return check_main("loop", tests, ARRAY_SIZE(tests));

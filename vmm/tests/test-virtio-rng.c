@@ -50,6 +50,7 @@ START_TEST(fills_buffers)
 		struct driver_used e;
 
 		memset(driver_mem(d, mem, 4 * PAGE_SIZE), 0, 4 * PAGE_SIZE);
+		driver_settle(d);
 		if (virtio_has(d->v, VIRTIO_RING_INDIRECT) && i % 2)
 			head = driver_add_indirect(d, 0, bufs, 2);
 		else
@@ -123,6 +124,36 @@ START_TEST(takes_turns)
 	driver_add(d, 0, &(struct driver_buf){mem, 8, true}, 1);
 	ck_assert(driver_kick(d, 0));
 	ck_assert_uint_eq(driver_wait_used(d, 0).len, 8);
+	driver_free(d);
+}
+END_TEST
+
+/*
+ * A driver that goes on at once need not kick: the ring is looked at until the loop sleeps, and
+ * only then is a kick asked for again.
+ */
+START_TEST(looked_at)
+{
+	struct driver_used e;
+	uint64_t mem;
+
+	up(_i ? VIRTIO_RING_EVENT_IDX : 0);
+	mem = driver_alloc_pages(d, PAGE_SIZE);
+	for (unsigned i = 0; i < 100; i++) {
+		driver_settle(d);
+		driver_add(d, 0, &(struct driver_buf){mem, 8, true}, 1);
+		ck_assert(driver_kick(d, 0));
+		driver_wait_used(d, 0);
+		for (unsigned k = 0; k < 20; k++) {
+			driver_add(d, 0, &(struct driver_buf){mem, 8, true}, 1);
+			ck_assert(!driver_wants_kick(d, 0));
+			while (!driver_take_used(d, 0, &e)) {
+				/* Were it to sleep, it would for ever. */
+				ck_assert(d->loop->looks);
+				driver_step(d, NS_PER_SEC);
+			}
+		}
+	}
 	driver_free(d);
 }
 END_TEST
@@ -260,6 +291,7 @@ int main(void)
 	for (size_t i = 0; i < ARRAY_SIZE(tests); i++)
 		tcase_add_test(tc, tests[i]);
 	tcase_add_loop_test(tc, fills_buffers, 0, 4);
+	tcase_add_loop_test(tc, looked_at, 0, 2);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

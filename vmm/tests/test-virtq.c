@@ -551,8 +551,8 @@ START_TEST(interrupts_by_event)
 END_TEST
 
 /*
- * Without the event index no kick comes while we serve; with it the first one does, for what we
- * have seen by then.
+ * No kick comes while we serve, but for the first chain of all with the event index, whose event
+ * starts where the driver does.
  */
 START_TEST(kicks)
 {
@@ -561,7 +561,7 @@ START_TEST(kicks)
 		virtq_no_kicks(&q, ram);
 		for (unsigned k = 0; k < 3; k++) {
 			driver_add(d, 0, &(struct driver_buf){DRIVER_FIRST_GPA, 1, true}, 1);
-			if (driver_wants_kick(d, 0) != (_i && k == 0))
+			if (driver_wants_kick(d, 0) != (_i && i == 0 && k == 0))
 				ck_abort_msg("chain %u: kick %u", i, k);
 		}
 		for (unsigned k = 0; k < 3; k++) {

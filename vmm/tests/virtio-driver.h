@@ -193,8 +193,8 @@ static inline void driver_on_mark(struct loop_task *task)
 }
 
 /*
- * Runs the loop until whatever was kicked or posted before has been served, and what that posted:
- * for tests which expect that nothing more happens.
+ * Runs the loop until whatever was kicked or posted before has been served, and what that posted,
+ * and until it would sleep: for tests which expect that nothing more happens without a kick.
  */
 static inline void driver_settle(struct driver *d)
 {
@@ -208,6 +208,10 @@ static inline void driver_settle(struct driver *d)
 			ck_assert_msg(now_ns() < deadline, "the loop does not come to rest");
 			driver_step(d, NS_PER_SEC);
 		}
+	}
+	while (d->loop->looks) {
+		ck_assert_msg(now_ns() < deadline, "the loop does not sleep");
+		driver_step(d, 0);
 	}
 }
 
