@@ -3,7 +3,7 @@
 # godwit: `make` builds build/godwit; `make demo` and `make check` do everything else by themselves.
 #
 #   make [V=1] [CC=clang] [ASAN=1] [UBSAN=1] [TSAN=1]
-#   make demo | check | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=] | clean
+#   make demo | check | bench | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=] | clean
 #
 # A sanitizer build goes to a folder of its own below build/, beside the plain one.
 
@@ -54,7 +54,7 @@ MAIN_OBJ := $(B)/vmm/main.o
 UNIT_SRC := $(wildcard vmm/tests/test-*.c) $(wildcard migrate/tests/test-*.c)
 UNIT := $(UNIT_SRC:%.c=$(B)/%)
 
-.PHONY: all unit payloads demo check lint format install clean setup
+.PHONY: all unit payloads demo check bench lint format install clean setup
 all: $(B)/godwit
 
 # Installs what is missing from Debian's packages; silent and quick when nothing is.
@@ -69,6 +69,11 @@ demo: setup
 check: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) all unit payloads guest-tests
 	@scripts/check
+
+# Against QEMU; takes its time. `scripts/bench --help` says what can be left out.
+bench: setup
+	@$(MAKE) --no-print-directory -j$$(nproc) all bench-tools
+	@scripts/bench
 
 lint: setup
 	@scripts/lint

@@ -81,7 +81,7 @@
  *           flip        content A, content B, A, B, ...
  *           idle        nothing is rewritten; the CPUs spin
  *     content=random|text|zero   what pages hold: nothing that compresses, what compresses to about
- *                     a third, or zeros, of which no two generations differ (random)
+ *                     0.4, or zeros, of which no two generations differ (random)
  *     check=sample|full   how much of a page's old content is checked before it is rewritten:
  *                     eight words, of which one at least differs between any two generations next
  *                     to each other, or all (sample when flat out, full when rate= is given)
@@ -113,8 +113,8 @@
  * the time such an access takes in the best case; io_gap_us is the longest gap that had port I/O
  * in it. gap_at_ms is when (t_ms) the longest gap ended.
  *
- * gaps: the latest gaps of the boot processor of more than 200 us, 16 at most and the latest first:
- * how long, and when it ended, counted from `ready`.
+ * gaps: the latest gaps of the boot processor of more than 500 us, 256 at most and the latest
+ * first: how long, and when it ended, counted from `ready`.
  *
  * want_gen is the generation the page should have, found the one nearby whose content is there.
  */

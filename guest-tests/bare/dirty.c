@@ -21,8 +21,8 @@
 #define BACKLOG_US 10000   /* of rewriting that may be caught up with after a pause */
 #define ANSWER_US 60000000 /* for another CPU to do what it is told */
 #define IO_PROBES 16
-#define RECENT_US 200 /* shorter gaps are not remembered one by one */
-#define RECENT 16     /* a power of two */
+#define RECENT_US 500 /* shorter gaps are not remembered one by one */
+#define RECENT 256    /* a power of two */
 
 struct gap {
 	uint64_t last;		 /* cycles: the latest reading of the clock */
@@ -326,8 +326,11 @@ static void report(uint64_t now)
 /* Of the boot processor, the latest first; a copy, for printing them makes others. */
 static void print_gaps(void)
 {
-	const struct gap gap = dirty.workers[0].gap;
-	uint32_t n = gap.nr_recent < RECENT ? gap.nr_recent : RECENT;
+	static struct gap gap;
+	uint32_t n;
+
+	gap = dirty.workers[0].gap;
+	n = gap.nr_recent < RECENT ? gap.nr_recent : RECENT;
 
 	rt_printf(BARE_DIRTY_GAPS);
 	for (uint32_t i = 1; i <= n; i++) {

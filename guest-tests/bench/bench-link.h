@@ -29,4 +29,7 @@ void link_make(struct link_pair *l, const char *rate);
 void link_enter_source(const struct link_pair *l);
 void link_enter_dest(const struct link_pair *l);
 
+/* Bytes that have left the source's device. While the process is at the source's end. */
+double link_sent(void);
+
 #endif

@@ -28,6 +28,7 @@ struct bench_result {
 	unsigned turns;		 /* room in runs */
 	struct bench_run *runs;	 /* [turn * contenders + contender] */
 	double load;		 /* of the machine, when the case began */
+	double others;		 /* share of the machine's CPU time that went elsewhere meanwhile */
 	char why_not[BENCH_WHY]; /* not measured */
 };
 

@@ -319,7 +319,7 @@ static void print_row(const struct bench_report *rep, const struct bench_result 
 	fprintf(to, "\n");
 }
 
-static void print_failures(const struct bench_result *res, int width, FILE *to)
+static void print_remarks(const struct bench_result *res, int width, FILE *to)
 {
 	if (res->why_not[0])
 		fprintf(to, "%-*s  NOT MEASURED: %s\n", width, res->c->name, res->why_not);
@@ -332,6 +332,9 @@ static void print_failures(const struct bench_result *res, int width, FILE *to)
 					res->c->contenders[k].name, t + 1, run->why);
 		}
 	}
+	if (res->others > 0.05)
+		fprintf(to, "%-*s  note: other programs had %.0f %% of the machine's CPU time\n",
+			width, res->c->name, res->others * 100);
 	/* Those of the first run stand for all. */
 	for (unsigned k = 0; k < res->contenders; k++) {
 		if (res->turns && run_at(res, 0, k)->note[0])
@@ -377,7 +380,7 @@ void bench_print(const struct bench_report *rep, FILE *to)
 			print_head(res, width, cols, to);
 		for (unsigned f = 0; f < res->figures; f++)
 			print_row(rep, res, f, width, cols, to);
-		print_failures(res, width, to);
+		print_remarks(res, width, to);
 	}
 	fflush(to);
 }
@@ -436,6 +439,7 @@ static json_t *case_json(const struct bench_report *rep, const struct bench_resu
 			      res->load);
 	json_t *figures = json_array(), *runs = json_array();
 
+	json_object_set_new(j, "others_cpu", json_real(res->others));
 	if (res->why_not[0])
 		json_object_set_new(j, "not_measured", json_string(res->why_not));
 	for (unsigned f = 0; f < res->figures; f++)

@@ -177,6 +177,37 @@ double bench_pss(pid_t pid)
 	return at ? strtod(at + 5, NULL) * 1024 : -1;
 }
 
+/*
+ * CPU seconds that the whole machine has spent, or lost to its own host, since it was started; and
+ * those of this program and of all that it has started and seen the end of.
+ */
+static double machine_cpu(void)
+{
+	/* user nice system idle iowait irq softirq steal, in clock ticks */
+	unsigned long long v[8] = {0};
+	char text[256];
+
+	if (!read_text(text, sizeof(text), "/proc/stat") ||
+	    sscanf(text, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &v[0], &v[1], &v[2], &v[3],
+		   &v[4], &v[5], &v[6], &v[7]) < 7)
+		return 0;
+	return (double)(v[0] + v[1] + v[2] + v[5] + v[6] + v[7]) / (double)sysconf(_SC_CLK_TCK);
+}
+
+static double rusage_cpu(int who)
+{
+	struct rusage u;
+
+	getrusage(who, &u);
+	return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+	       (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+}
+
+static double own_cpu(void)
+{
+	return rusage_cpu(RUSAGE_SELF) + rusage_cpu(RUSAGE_CHILDREN);
+}
+
 /* ---- runs ---- */
 
 struct call {
@@ -227,6 +258,7 @@ static void say_run(const struct bench_result *res, const struct bench_run *run,
 static void measure(struct bench_result *res)
 {
 	const struct bench_case *c = res->c;
+	double start = bench_now(), machine = machine_cpu(), own = own_cpu(), others;
 	unsigned n = res->contenders;
 
 	getloadavg(&res->load, 1);
@@ -253,6 +285,9 @@ static void measure(struct bench_result *res)
 out:
 	if (c->undo)
 		c->undo(c);
+	others = (machine_cpu() - machine) - (own_cpu() - own);
+	others /= (bench_now() - start) * (double)sysconf(_SC_NPROCESSORS_ONLN);
+	res->others = others > 0 ? others : 0;
 }
 
 /* Shared with the runs, which are other processes. */
