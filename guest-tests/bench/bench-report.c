@@ -99,7 +99,15 @@ static unsigned best_peer(const struct bench_figure *f, const struct finding *at
 	return best;
 }
 
-/* Runs of godwit that failed. */
+static unsigned done_runs(const struct bench_result *res, unsigned who)
+{
+	unsigned n = 0;
+
+	for (unsigned t = 0; t < res->turns; t++)
+		n += run_at(res, t, who)->done;
+	return n;
+}
+
 static unsigned failed_runs(const struct bench_result *res, unsigned who)
 {
 	unsigned n = 0;
@@ -169,7 +177,9 @@ static void judge(const struct bench_report *rep, const struct bench_result *res
 		}
 	}
 	at->verdict = !known ? UNDECIDED : yes ? REACHED : NOT_REACHED;
-	if (at->spread[0].n == 0) {
+	if (at->spread[0].n == 0 && done_runs(res, 0) == 0) {
+		snprintf(at->why, sizeof(at->why), "not measured");
+	} else if (at->spread[0].n == 0) {
 		at->verdict = NOT_REACHED;
 		snprintf(at->why, sizeof(at->why), "godwit has no such figure");
 	}
