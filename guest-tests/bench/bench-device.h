@@ -10,6 +10,9 @@
 
 #include "../tests/harness.h"
 
+/* The least ratio of rates that counts as equal: runs of one and the same differ by as much. */
+#define BENCH_DEVICE_EQUAL 0.97
+
 /* First thing in a run: what it starts is to run on the device's CPU. */
 void device_cpus_begin(void);
 

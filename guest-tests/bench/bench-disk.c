@@ -223,7 +223,7 @@ static void run_qemu_iothread(struct bench_run *r)
 		 .unit = unit_,                                                                    \
 		 .more = true,                                                                     \
 		 .aim = BENCH_RATIO_MIN,                                                           \
-		 .limit = 1.0},                                                                    \
+		 .limit = BENCH_DEVICE_EQUAL},                                                     \
 			{.name = "cpu", .unit = "s/100k", .digits = 2},                            \
 			{.name = "slowest", .unit = "ms", .digits = 1},                            \
 		{                                                                                  \
@@ -277,59 +277,77 @@ static const struct bench_case cases[] = {
 
 /* ---- limits: the same reads by this program, without a guest ---- */
 
+struct reader {
+	struct io_uring ring;
+	int fd;
+	char *buf;
+	uint64_t size, places;
+	bool random;
+	uint64_t next, under_way;
+};
+
+static void start_read(struct reader *r, uint64_t slot)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
+	uint64_t n = r->next;
+
+	r->next = r->random ? n * 6364136223846793005ul + 1442695040888963407ul : n + 1;
+	n = (r->random ? n >> 24 : n) % r->places;
+	io_uring_prep_read(sqe, r->fd, r->buf + slot * r->size, (unsigned)r->size, n * r->size);
+	io_uring_sqe_set_data64(sqe, slot);
+	r->under_way++;
+}
+
+/* Reads until so long after now, and to the end what is under way then. Negative: one failed. */
+static double read_for(struct reader *r, double seconds)
+{
+	double start = bench_now(), end = 0;
+	uint64_t done = 0;
+	bool failed = false;
+
+	while (r->under_way) {
+		struct io_uring_cqe *cqe;
+
+		if (io_uring_submit_and_wait(&r->ring, 1) < 0)
+			return -1;
+		while (io_uring_peek_cqe(&r->ring, &cqe) == 0) {
+			uint64_t slot = cqe->user_data;
+
+			failed |= cqe->res != (int32_t)r->size;
+			io_uring_cqe_seen(&r->ring, cqe);
+			r->under_way--;
+			done++;
+			end = bench_now();
+			if (!failed && end - start < seconds)
+				start_read(r, slot);
+		}
+	}
+	return failed ? -1 : (double)done / (end - start);
+}
+
 /* Requests a second of reads past the page cache, or negative. */
 static double host_reads(uint64_t size, unsigned depth, bool random, double seconds)
 {
-	int fd = make_image() ? -1 : open_image(true);
-	uint64_t places = IMAGE_SIZE / size, next = 0, done = 0, seed = 1;
-	struct io_uring ring;
-	double start, rate = -1;
-	char *buf;
+	struct reader r = {
+		.fd = make_image() ? -1 : open_image(true),
+		.size = size,
+		.places = IMAGE_SIZE / size,
+		.random = random,
+	};
+	double rate = -1;
 
-	if (fd < 0)
+	if (r.fd < 0)
 		return -1;
-	if (posix_memalign((void **)&buf, 4096, size * depth))
-		goto out;
-	if (io_uring_queue_init(depth, &ring, 0))
-		goto out_buf;
-	start = bench_now();
-	for (unsigned i = 0; i < depth; i++) {
-		struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
-
-		io_uring_prep_read(sqe, fd, buf + i * size, (unsigned)size,
-				   (next++ % places) * size);
-		io_uring_sqe_set_data64(sqe, i);
-	}
-	while (bench_now() - start < seconds) {
-		struct io_uring_cqe *cqe;
-
-		if (io_uring_submit_and_wait(&ring, 1) < 0)
-			goto out_ring;
-		while (io_uring_peek_cqe(&ring, &cqe) == 0) {
-			uint64_t i = cqe->user_data, n = next++;
-			struct io_uring_sqe *sqe;
-
-			if (cqe->res != (int32_t)size)
-				goto out_ring;
-			io_uring_cqe_seen(&ring, cqe);
-			if (random) {
-				seed = seed * 6364136223846793005ul + 1442695040888963407ul;
-				n = seed >> 24;
-			}
-			sqe = io_uring_get_sqe(&ring);
-			io_uring_prep_read(sqe, fd, buf + i * size, (unsigned)size,
-					   (n % places) * size);
-			io_uring_sqe_set_data64(sqe, i);
-			done++;
+	if (posix_memalign((void **)&r.buf, 4096, size * depth) == 0) {
+		if (io_uring_queue_init(depth, &r.ring, 0) == 0) {
+			for (unsigned i = 0; i < depth; i++)
+				start_read(&r, i);
+			rate = read_for(&r, seconds);
+			io_uring_queue_exit(&r.ring);
 		}
+		free(r.buf);
 	}
-	rate = (double)done / (bench_now() - start);
-out_ring:
-	io_uring_queue_exit(&ring);
-out_buf:
-	free(buf);
-out:
-	close(fd);
+	close(r.fd);
 	return rate;
 }
 
