@@ -46,7 +46,8 @@ struct bench_report {
 	const char *tool;
 	bool quick;
 	unsigned turns;
-	double load; /* at the start */
+	double load;  /* at the start */
+	bool rebuilt; /* godwit is not the program that it was at the start */
 	struct bench_limit_value limits[BENCH_LIMITS];
 	unsigned n_limits;
 	struct bench_result *results;

@@ -366,6 +366,8 @@ static void print_machine(const struct bench_report *rep, FILE *to)
 	fprintf(to, "godwit %s against %s\n", GODWIT_VERSION, qemu[0] ? qemu : "no QEMU");
 	fprintf(to, "load average at the start: %.2f%s\n", rep->load,
 		rep->load > 0.5 ? " (others used the machine: expect wide spreads)" : "");
+	if (rep->rebuilt)
+		fprintf(to, "WORTHLESS: godwit was built anew meanwhile, these are two programs\n");
 	fprintf(to, "limits, median (min..max):\n");
 	for (unsigned i = 0; i < rep->n_limits; i++) {
 		char text[96];
@@ -499,6 +501,7 @@ static json_t *report_json(const struct bench_report *rep)
 	}
 	for (unsigned i = 0; i < rep->n_results; i++)
 		json_array_append_new(cases, case_json(rep, &rep->results[i]));
+	json_object_set_new(j, "rebuilt_meanwhile", json_boolean(rep->rebuilt));
 	json_object_set_new(j, "limits", limits);
 	json_object_set_new(j, "cases", cases);
 	return j;

@@ -445,6 +445,15 @@ static bool all_passed(const struct bench_report *rep)
 	return true;
 }
 
+/* Which program is it? Somebody may build while it is measured. */
+static struct timespec built_at(void)
+{
+	struct stat st = {.st_size = 0};
+
+	stat(harness_godwit(), &st);
+	return st.st_mtim;
+}
+
 static int run_all(const struct bench *b, const struct options *opt,
 		   const struct bench_case **cases, unsigned n)
 {
@@ -452,6 +461,7 @@ static int run_all(const struct bench *b, const struct options *opt,
 	const char *json =
 		opt->json ? opt->json
 			  : harness_path("%s/build/bench/%s.json", harness_root(), b->name);
+	struct timespec built = built_at(), now;
 	int ret;
 
 	rep.results = calloc(n, sizeof(*rep.results));
@@ -473,6 +483,8 @@ static int run_all(const struct bench *b, const struct options *opt,
 			return 1;
 		rep.n_results++;
 		measure(&rep.results[i]);
+		now = built_at();
+		rep.rebuilt = now.tv_sec != built.tv_sec || now.tv_nsec != built.tv_nsec;
 		/* What there is, should the rest not come to its end. */
 		ret = bench_write_json(&rep, json);
 		if (ret) {
@@ -482,7 +494,7 @@ static int run_all(const struct bench *b, const struct options *opt,
 	}
 	bench_print(&rep, stdout);
 	fprintf(stderr, "written: %s\n", json);
-	return interrupted ? 128 + interrupted : !all_passed(&rep);
+	return interrupted ? 128 + interrupted : !all_passed(&rep) || rep.rebuilt;
 }
 
 int bench_main(int argc, char **argv, const struct bench *b)
