@@ -50,8 +50,8 @@
 /* More words for `godwit migrate`, each with a comma after it: "--connections=2", */
 #define GODWIT_WORDS
 
-#define RUN_S 300
-#define READY_MS 120000
+#define RUN_S 600
+#define READY_MS 300000 /* 4 GiB of first touches, on a busy machine */
 #define ANSWER_MS 30000
 #define AFTER_MS 30000 /* from the end of a move to that of the source's process */
 /* The switch is known on the tool's clock, a gap's end on the guest's: how far apart they may be.
