@@ -74,6 +74,8 @@ static void transfer(struct disk_op *op, enum step step, uint32_t n, uint64_t of
 				      op->durable ? RWF_DSYNC : 0);
 	if (img->io_blocks)
 		io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
+	else if (img->io_align > 1)
+		loop_expect(op->disk->loop, LOOP_COMPLETION);
 }
 
 /* Reads or writes the window of the bounce buffer, which holds `piece` from `head` on. */

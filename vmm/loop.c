@@ -12,15 +12,13 @@
 #define LOOP_ENTRIES 256
 
 /*
- * How long to look for work before sleeping: where nothing speaks for it, for the time in which a
- * driver that is adding more does so; where something is expected, for up to about what a sleep and
- * a wake-up cost, more being a waste: a few microseconds, or tens of them on a virtual host.
+ * How long to look for work before sleeping: up to about what a sleep and a wake-up cost, a few
+ * microseconds or tens of them on a virtual host, as more would be a waste. At least for the time
+ * in which a driver that is adding more does so.
  */
 #define LOOK_MIN_NS (2 * NS_PER_US)
 #define LOOK_FIRST_NS (16 * NS_PER_US)
 #define LOOK_MAX_NS (50 * NS_PER_US)
-/* A wake-up so soon after the look began says that a longer one would have been better. */
-#define LOOK_WORTH_NS (2 * LOOK_MAX_NS)
 
 static void arm_wake(struct loop *l);
 
@@ -77,7 +75,9 @@ int loop_init(struct loop *l)
 
 	memset(l, 0, sizeof(*l));
 	l->tasks_tail = &l->tasks;
-	l->look_ns = LOOK_FIRST_NS;
+	l->look_ns[LOOP_NOTHING] = LOOK_MIN_NS;
+	l->look_ns[LOOP_COMPLETION] = l->look_ns[LOOP_ANSWER] = LOOK_FIRST_NS;
+	l->one_cpu = sysconf(_SC_NPROCESSORS_ONLN) == 1;
 	l->wake_fd = eventfd(0, EFD_CLOEXEC);
 	if (l->wake_fd < 0)
 		return -errno;
@@ -246,14 +246,18 @@ void loop_cancel_wait(struct loop *l, struct loop_op *op)
 	}
 }
 
-void loop_look(struct loop *l, struct loop_look *look, bool expected)
+void loop_look(struct loop *l, struct loop_look *look)
 {
-	l->look_longer |= expected;
 	if (look->listed)
 		return;
 	look->listed = true;
 	look->next = l->looks;
 	l->looks = look;
+}
+
+void loop_expect(struct loop *l, enum loop_hope hope)
+{
+	l->hope = MAX(l->hope, hope);
 }
 
 void loop_unlook(struct loop *l, struct loop_look *look)
@@ -280,25 +284,36 @@ static bool look_once(struct loop *l)
 	return found;
 }
 
-/* Looks until there is something, or it was long enough. */
-static bool look_for_work(struct loop *l, uint64_t start, uint64_t timeout_ns)
+static void look_longer(struct loop *l, enum loop_hope hope)
 {
-	bool longer = l->look_longer;
-	uint64_t ns = MIN(timeout_ns, longer ? l->look_ns : LOOK_MIN_NS);
+	if (hope != LOOP_NOTHING)
+		l->look_ns[hope] = MIN(2 * l->look_ns[hope], LOOK_MAX_NS);
+}
 
-	l->look_longer = false;
+static void look_shorter(struct loop *l, enum loop_hope hope)
+{
+	if (hope != LOOP_NOTHING)
+		l->look_ns[hope] = MAX(l->look_ns[hope] / 2, LOOK_MIN_NS);
+}
+
+/* Looks until there is something, or it was long enough. */
+static bool look_for_work(struct loop *l, enum loop_hope hope, uint64_t start, uint64_t timeout_ns)
+{
+	uint64_t most = l->one_cpu ? 0 : MIN(timeout_ns, l->look_ns[hope]);
+
+	l->hope = LOOP_NOTHING;
 	do {
-		if (look_once(l)) {
-			if (longer)
-				l->look_ns = MIN(2 * l->look_ns, LOOK_MAX_NS);
+		bool completed = io_uring_cq_ready(&l->ring);
+		bool found = look_once(l);
+
+		if (found || (completed && hope == LOOP_COMPLETION))
+			look_longer(l, hope);
+		else if (completed)
+			loop_expect(l, hope); /* as before */
+		if (found || completed)
 			return true;
-		}
-		if (io_uring_cq_ready(&l->ring)) {
-			l->look_longer = longer;
-			return true;
-		}
 		__builtin_ia32_pause();
-	} while (now_ns() - start < ns);
+	} while (now_ns() - start < most);
 	return false;
 }
 
@@ -316,12 +331,16 @@ static bool may_sleep(struct loop *l)
 	return !found;
 }
 
-static void learn_from_sleep(struct loop *l, uint64_t start)
+/* A wake-up so soon after the look began says that a longer one would have been better. */
+static void learn_from_sleep(struct loop *l, enum loop_hope hope, uint64_t start)
 {
-	if (l->look_ns < LOOK_MAX_NS && now_ns() - start < LOOK_WORTH_NS)
-		l->look_ns = MIN(2 * l->look_ns, LOOK_MAX_NS);
+	/* A driver's kick takes time of its own, which an answer that is seen does not. */
+	uint64_t soon = hope == LOOP_ANSWER ? 2 * LOOK_MAX_NS : LOOK_MAX_NS;
+
+	if (l->look_ns[hope] < LOOK_MAX_NS && now_ns() - start < soon)
+		look_longer(l, hope);
 	else
-		l->look_ns = MAX(l->look_ns / 2, LOOK_MIN_NS);
+		look_shorter(l, hope);
 }
 
 int loop_step(struct loop *l, uint64_t timeout_ns)
@@ -330,6 +349,7 @@ int loop_step(struct loop *l, uint64_t timeout_ns)
 		.tv_sec = (long long)(timeout_ns / NS_PER_SEC),
 		.tv_nsec = (long long)(timeout_ns % NS_PER_SEC),
 	};
+	enum loop_hope hope = l->hope;
 	struct io_uring_cqe *cqe;
 	uint64_t start = 0;
 	int ret;
@@ -339,26 +359,22 @@ int loop_step(struct loop *l, uint64_t timeout_ns)
 		return 0;
 	}
 	if (l->looks) {
-		bool longer = l->look_longer;
-
 		/* What is to be waited for has to be under way. */
 		ret = io_uring_submit(&l->ring);
 		if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
 			return ret;
 		start = now_ns();
-		if (look_for_work(l, start, timeout_ns) || !may_sleep(l)) {
+		if (look_for_work(l, hope, start, timeout_ns) || !may_sleep(l)) {
 			run_completions(l);
 			return 0;
 		}
-		if (!longer)
-			start = 0;
 	}
 	ret = io_uring_submit_and_wait_timeout(&l->ring, &cqe, 1,
 					       timeout_ns == UINT64_MAX ? NULL : &ts, NULL);
 	if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN)
 		return ret;
 	if (start)
-		learn_from_sleep(l, start);
+		learn_from_sleep(l, hope, start);
 	run_completions(l);
 	return 0;
 }

@@ -7,10 +7,10 @@
  * loop_op at a time. Any io_uring operation can be prepared on the SQE of loop_sqe(), so disks
  * and sockets need nothing more than this. Other threads hand work over with loop_post().
  *
- * Going to sleep and being woken costs both sides more than a short wait does. So what can be seen
- * in memory, such as a ring that a guest fills, is looked at (struct loop_look) for a little while
- * before the loop sleeps; longer where more is expected at once, as after an answer to a driver,
- * and the longer the more often that was of use.
+ * Going to sleep and being woken costs more than a short wait does. So what can be seen in memory,
+ * such as a ring that a guest fills, is looked at (struct loop_look) for a little while before the
+ * loop sleeps. Where something is expected at once that is longer, and the longer the more often it
+ * was of use.
  */
 #ifndef GODWIT_LOOP_H
 #define GODWIT_LOOP_H
@@ -52,6 +52,14 @@ struct loop_look {
 	bool listed;
 };
 
+/* What is expected at once; of several the last of these counts. */
+enum loop_hope {
+	LOOP_NOTHING,
+	LOOP_COMPLETION, /* of an operation that waits for a device, and for no other thread */
+	LOOP_ANSWER, /* what is looked at will find something: its driver has what it waited for */
+	LOOP_HOPES,
+};
+
 struct loop {
 	struct io_uring ring;
 	struct loop_op wake_op;
@@ -60,10 +68,11 @@ struct loop {
 	bool running;
 	pthread_mutex_t lock; /* guards tasks */
 	struct loop_task *tasks, **tasks_tail;
-	struct loop_look *looks; /* loop's thread only, as the next two */
-	bool look_longer;	 /* one of them is expected to find something at once */
-	uint64_t look_ns;	 /* for how long, then */
-	struct loop_late {	 /* completions that loop_cancel_wait() met */
+	struct loop_look *looks; /* loop's thread only, as the next three */
+	enum loop_hope hope;
+	uint64_t look_ns[LOOP_HOPES]; /* for how long, with each */
+	bool one_cpu;		      /* nobody can bring anything while we look: once is enough */
+	struct loop_late {	      /* completions that loop_cancel_wait() met */
 		struct loop_op *op;
 		int32_t res;
 	} * late;
@@ -101,11 +110,9 @@ void loop_post(struct loop *l, struct loop_task *task);
 /* Takes task back if it has not run yet. Loop's thread only. */
 void loop_unpost(struct loop *l, struct loop_task *task);
 
-/*
- * Has it looked at before the loop next sleeps; expected: it is likely to find something at once.
- * Loop's thread only.
- */
-void loop_look(struct loop *l, struct loop_look *look, bool expected);
+/* Has it looked at before the loop next sleeps, and for how long. Loop's thread only. */
+void loop_look(struct loop *l, struct loop_look *look);
+void loop_expect(struct loop *l, enum loop_hope hope);
 
 /* Not any more; its sleep() is not called. Loop's thread only. */
 void loop_unlook(struct loop *l, struct loop_look *look);

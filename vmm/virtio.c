@@ -355,7 +355,7 @@ int virtio_take(struct virtio *v, unsigned queue, struct virtq_chain *c)
 	if (virtio_pop(v, queue, c))
 		return 1;
 	if (virtio_live(v))
-		loop_look(v->dev.vm->loop, &v->queue[queue].look, false);
+		loop_look(v->dev.vm->loop, &v->queue[queue].look);
 	return 0;
 }
 
@@ -384,7 +384,8 @@ void virtio_expect(struct virtio *v, unsigned queue)
 	if (!virtio_live(v))
 		return;
 	virtq_no_kicks(&v->queue[queue].q, ram_of(v));
-	loop_look(v->dev.vm->loop, &v->queue[queue].look, true);
+	loop_look(v->dev.vm->loop, &v->queue[queue].look);
+	loop_expect(v->dev.vm->loop, LOOP_ANSWER);
 }
 
 void virtio_push(struct virtio *v, unsigned queue, uint16_t head, uint32_t written)

@@ -339,9 +339,9 @@ START_TEST(looks)
 	begin();
 	/* Found: it does not sleep, and goes on looking the next time. */
 	k.find_after = 1;
-	loop_look(&loop, &k.look, true);
-	loop_look(&loop, &other.look, false);
-	loop_look(&loop, &k.look, false);
+	loop_look(&loop, &k.look);
+	loop_look(&loop, &other.look);
+	loop_look(&loop, &k.look);
 	ck_assert_int_eq(loop_step(&loop, UINT64_MAX), 0);
 	ck_assert_uint_eq(k.looks, 1);
 	ck_assert_uint_eq(other.looks, 1);
@@ -360,13 +360,13 @@ START_TEST(looks)
 
 	/* It came at the last moment: no sleep either. */
 	k.late = true;
-	loop_look(&loop, &k.look, false);
+	loop_look(&loop, &k.look);
 	ck_assert_int_eq(loop_step(&loop, UINT64_MAX), 0);
 	ck_assert_uint_eq(k.sleeps, 2);
 
 	/* What completes meanwhile does so. */
 	k = a_looked();
-	loop_look(&loop, &k.look, true);
+	loop_look(&loop, &k.look);
 	io_uring_prep_nop(loop_sqe(&loop, &s.op));
 	ck_assert_int_eq(loop_step(&loop, UINT64_MAX), 0);
 	ck_assert_uint_eq(s.times, 1);
@@ -377,32 +377,68 @@ START_TEST(looks)
 }
 END_TEST
 
-static uint64_t look_ns_after(unsigned rounds, bool find)
+static uint64_t look_ns_after(enum loop_hope hope, unsigned rounds, bool find)
 {
 	for (unsigned i = 0; i < rounds; i++) {
 		struct looked k = a_looked();
 
 		k.find_after = find ? 1 : 0;
-		loop_look(&loop, &k.look, true);
+		loop_look(&loop, &k.look);
+		loop_expect(&loop, hope);
+		loop_expect(&loop, LOOP_NOTHING);
 		ck_assert_int_eq(loop_step(&loop, NS_PER_MS), 0);
 		loop_unlook(&loop, &k.look);
 	}
-	return loop.look_ns;
+	return loop.look_ns[hope];
 }
 
-/* The longer the more often it was of use; hardly at all when it never was. */
+/* The longer the more often it was of use; hardly at all when it never was, or nothing hoped for.
+ */
 START_TEST(looks_longer)
 {
-	uint64_t first, useful;
+	static const enum loop_hope hopes[] = {LOOP_COMPLETION, LOOP_ANSWER};
+	uint64_t least;
 
 	begin();
-	first = loop.look_ns;
-	useful = look_ns_after(20, true);
-	ck_assert_uint_gt(useful, first);
-	ck_assert_uint_eq(look_ns_after(20, true), useful);
-	ck_assert_uint_lt(look_ns_after(20, false), first);
-	ck_assert_uint_gt(look_ns_after(1, false), 0);
-	ck_assert_uint_eq(look_ns_after(20, true), useful);
+	least = look_ns_after(LOOP_NOTHING, 20, false);
+	ck_assert_uint_gt(least, 0);
+	ck_assert_uint_eq(look_ns_after(LOOP_NOTHING, 20, true), least);
+	for (unsigned i = 0; i < ARRAY_SIZE(hopes); i++) {
+		uint64_t useful = look_ns_after(hopes[i], 20, true);
+
+		ck_assert_uint_gt(useful, 4 * least);
+		ck_assert_uint_eq(look_ns_after(hopes[i], 20, true), useful);
+		ck_assert_uint_eq(look_ns_after(hopes[i], 20, false), least);
+		ck_assert_uint_eq(look_ns_after(hopes[i], 20, true), useful);
+	}
+	end();
+}
+END_TEST
+
+/* A completion is what was hoped for, or leaves the hope for an answer as it is. */
+START_TEST(looks_for_completions)
+{
+	struct looked k = a_looked();
+	struct seen s = a_seen();
+	uint64_t before;
+
+	begin();
+	for (unsigned i = 0; i < 20; i++) {
+		loop_look(&loop, &k.look);
+		loop_expect(&loop, LOOP_COMPLETION);
+		io_uring_prep_nop(loop_sqe(&loop, &s.op));
+		ck_assert_int_eq(loop_step(&loop, UINT64_MAX), 0);
+		ck_assert_uint_eq(s.times, i + 1);
+		ck_assert_int_eq(loop.hope, LOOP_NOTHING);
+	}
+	ck_assert_uint_gt(loop.look_ns[LOOP_COMPLETION], loop.look_ns[LOOP_ANSWER]);
+	before = loop.look_ns[LOOP_ANSWER];
+	loop_expect(&loop, LOOP_ANSWER);
+	io_uring_prep_nop(loop_sqe(&loop, &s.op));
+	ck_assert_int_eq(loop_step(&loop, UINT64_MAX), 0);
+	ck_assert_int_eq(loop.hope, LOOP_ANSWER);
+	ck_assert_uint_eq(loop.look_ns[LOOP_ANSWER], before);
+	loop_unlook(&loop, &k.look);
 	end();
 }
 END_TEST
@@ -410,10 +446,17 @@ END_TEST
 int main(void)
 {
 	const TTest *const tests[] = {
-		timers,		operations,	   many,
-		tasks_in_order, tasks_taken_back,  tasks_of_threads,
-		woken,		steps_end_in_time, looks,
+		timers,
+		operations,
+		many,
+		tasks_in_order,
+		tasks_taken_back,
+		tasks_of_threads,
+		woken,
+		steps_end_in_time,
+		looks,
 		looks_longer,
+		looks_for_completions,
 	};
 
 	return check_main("loop", tests, ARRAY_SIZE(tests));
