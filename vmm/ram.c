@@ -32,7 +32,7 @@ static uint8_t *map_aligned(int fd, uint64_t size)
 	return NULL;
 }
 
-int ram_init(struct ram *ram, uint64_t size, struct errmsg *err)
+int ram_init(struct ram *ram, uint64_t size, bool huge, struct errmsg *err)
 {
 	char text[32];
 	uint64_t words;
@@ -48,7 +48,9 @@ int ram_init(struct ram *ram, uint64_t size, struct errmsg *err)
 	ram->size = size;
 	ram->npages = size / PAGE_SIZE;
 
+	ram->huge = huge;
 	ram->fd = ram_file_open(&ram->huge);
+	ram->no_holes = !ram_file_knows_holes(ram->huge);
 	if (ram->fd < 0) {
 		ret = errmsg_set(err, ram->fd, "a file for guest RAM: %s", strerror(-ram->fd));
 		goto fail;
@@ -248,8 +250,11 @@ uint64_t ram_used(const struct ram *ram)
 /* The first page at or after index that may hold something; index itself where nobody knows. */
 static uint64_t next_data(const struct ram *ram, uint64_t index)
 {
-	off_t at = lseek(ram->fd, (off_t)(index * PAGE_SIZE), SEEK_DATA);
+	off_t at;
 
+	if (ram->no_holes)
+		return index;
+	at = lseek(ram->fd, (off_t)(index * PAGE_SIZE), SEEK_DATA);
 	if (at < 0)
 		return errno == ENXIO ? ram->npages : index;
 	return MAX((uint64_t)at / PAGE_SIZE, index);
@@ -263,7 +268,7 @@ bool ram_next_populated(const struct ram *ram, uint64_t *index, uint64_t *n)
 		*index = next_data(ram, *index);
 	if (*index >= ram->npages)
 		return false;
-	end = lseek(ram->fd, (off_t)(*index * PAGE_SIZE), SEEK_HOLE);
+	end = ram->no_holes ? -1 : lseek(ram->fd, (off_t)(*index * PAGE_SIZE), SEEK_HOLE);
 	*n = (end < 0 ? ram->npages : ALIGN_UP((uint64_t)end, PAGE_SIZE) / PAGE_SIZE) - *index;
 	return true;
 }
@@ -281,6 +286,8 @@ void ram_find_holes(const struct ram *ram, uint64_t base, uint64_t first, uint64
 	bool asked = false;
 
 	memset(holes, 0, RAM_HOLES_MAX / 8);
+	if (ram->no_holes)
+		return;
 	for (uint64_t at = first; at < end;) {
 		uint64_t data = next_data(ram, at);
 

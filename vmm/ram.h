@@ -37,7 +37,8 @@ struct ram_region {
 
 struct ram {
 	int fd;
-	bool huge; /* in huge pages, as far as the host has them; see ram_file.h */
+	bool huge;     /* in huge pages, as far as the host has them; see ram_file.h */
+	bool no_holes; /* it cannot be told which pages hold nothing: all may */
 	uint64_t size;
 	uint64_t npages;
 	uint8_t *host; /* all of it, size bytes */
@@ -48,10 +49,11 @@ struct ram {
 
 /*
  * Allocates and maps size bytes (a multiple of the page size, at least RAM_MIN). Memory is not
- * reserved: a guest may be larger than the host's free memory. -EINVAL, -ENOMEM, -errno with the
+ * reserved: a guest may be larger than the host's free memory. huge: in huge pages if that can be;
+ * memory that is given back page by page may then be taken again. -EINVAL, -ENOMEM, -errno with the
  * cause in err.
  */
-int ram_init(struct ram *ram, uint64_t size, struct errmsg *err);
+int ram_init(struct ram *ram, uint64_t size, bool huge, struct errmsg *err);
 void ram_destroy(struct ram *ram);
 
 /* Highest guest-physical address in use, plus one. */

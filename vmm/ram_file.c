@@ -8,7 +8,10 @@
  * threads of ours do no harm. Where none of that works a memfd has to do.
  *
  * Huge pages are worth that: RAM comes into being 512 pages at a time, which is most of what
- * receiving a guest costs, and both the guest's and our walks over it miss the TLB less.
+ * receiving a guest costs, and both the guest's and our walks over it miss the TLB less. They come
+ * with khugepaged, though, which fills the holes of a split one again after a while: not for a
+ * guest that gives memory back page by page. And while it does so an old kernel forgets for a
+ * moment what is in memory, so there we do without.
  */
 #include "ram_file.h"
 
@@ -21,21 +24,46 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define THP_SETTING "/sys/kernel/mm/transparent_hugepage/enabled"
+#include "util.h"
 
-static bool host_says_never(void)
+#define THP_SETTINGS "/sys/kernel/mm/transparent_hugepage/"
+
+/* Is the setting this word? A kernel without it has no huge pages: "never". */
+static bool setting_is(const char *path, const char *word)
 {
-	char text[64] = "";
-	int fd = open(THP_SETTING, O_RDONLY | O_CLOEXEC);
+	char text[128] = "[never]";
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
 
-	if (fd < 0)
-		return true;
-	(void)!read(fd, text, sizeof(text) - 1);
-	close(fd);
-	return strstr(text, "[never]");
+	if (fd >= 0) {
+		ssize_t n = read(fd, text, sizeof(text) - 1);
+
+		text[MAX(n, 0)] = 0;
+		close(fd);
+	}
+	return strstr(text, word);
+}
+
+/* Linux 6.4 is the first in which data never looks like a hole. */
+static bool kernel_is_old(void)
+{
+	struct utsname u;
+	unsigned major = 0, minor = 0;
+
+	return uname(&u) || sscanf(u.release, "%u.%u", &major, &minor) != 2 || major < 6 ||
+	       (major == 6 && minor < 4);
+}
+
+bool ram_file_knows_holes(bool huge)
+{
+	const char *memfds = THP_SETTINGS "shmem_enabled";
+
+	return !kernel_is_old() ||
+	       (!huge && (setting_is(memfds, "[never]") || setting_is(memfds, "[deny]") ||
+			  setting_is(memfds, "[advise]")));
 }
 
 static int set(int fs, const char *key, const char *value)
@@ -156,7 +184,7 @@ int ram_file_open(bool *huge)
 {
 	int fd = -1;
 
-	if (!host_says_never()) {
+	if (*huge && !setting_is(THP_SETTINGS "enabled", "[never]") && !kernel_is_old()) {
 		fd = huge_file();
 		if (fd < 0)
 			fd = huge_file_by_child();

@@ -8,10 +8,16 @@
 #include <stdbool.h>
 
 /*
- * An unnamed, empty file in memory, in huge pages (2 MiB, as far as there are some) if *huge says
- * so on return, and the host's settings for transparent huge pages are not "never". The file
- * (closed on exec), or -errno.
+ * An unnamed, empty file in memory; in huge pages (2 MiB, as far as there are some) where *huge
+ * asks for them and the host lets it, which *huge says on return. The file (closed on exec), or
+ * -errno.
  */
 int ram_file_open(bool *huge);
+
+/*
+ * Can it be told which pages of the file hold nothing? Until Linux 6.4 all of a huge page looks
+ * like a hole while khugepaged puts it together, and on some hosts khugepaged works on memfds.
+ */
+bool ram_file_knows_holes(bool huge);
 
 #endif

@@ -161,7 +161,7 @@ int vm_create(struct vm **out, const struct vm_config *cfg, const struct cpuid *
 	ret = check_config(vm, err);
 	if (ret)
 		goto fail;
-	ret = ram_init(&vm->ram, cfg->ram_size, err);
+	ret = ram_init(&vm->ram, cfg->ram_size, !cfg->devices.balloon, err);
 	if (ret)
 		goto fail;
 	vm->vm_fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);

@@ -16,7 +16,7 @@ static void begin(void)
 {
 	struct errmsg err = {""};
 
-	ck_assert_msg(ram_init(&ram, RAM_MIN, &err) == 0, "%s", err.text);
+	ck_assert_msg(ram_init(&ram, RAM_MIN, true, &err) == 0, "%s", err.text);
 	ck_assert_int_eq(hashes_init(&h, ram.npages, 42), 0);
 }
 

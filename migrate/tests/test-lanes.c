@@ -68,7 +68,7 @@ static void begin(void)
 	snprintf(uri, sizeof(uri), "unix:/tmp/godwit-lanes-%d", (int)getpid());
 	listen_fd = uri_listen(uri, out, sizeof(out), &err);
 	ck_assert_msg(listen_fd >= 0, "%s", err.text);
-	ck_assert_int_eq(ram_init(&ram, RAM_MIN, &err), 0);
+	ck_assert_int_eq(ram_init(&ram, RAM_MIN, true, &err), 0);
 	ck_assert_int_eq(hashes_init(&hashes, ram.npages, SEED), 0);
 	like = (struct store){.ram = &ram, .hashes = &hashes};
 	ck_assert_int_eq(pthread_create(&t, NULL, open_all, NULL), 0);

@@ -152,7 +152,7 @@ static void begin(void)
 	ck_assert_int_eq(hashes_init(&hashes, NPAGES, SEED), 0);
 	memset(&other, 0, sizeof(other));
 	ck_assert_int_eq(hashes_init(&other.hashes, NPAGES, SEED), 0);
-	ck_assert_int_eq(ram_init(&other.ram, RAM_MIN, &m->err), 0);
+	ck_assert_int_eq(ram_init(&other.ram, RAM_MIN, true, &m->err), 0);
 	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
 	ck_assert_int_eq(conn_init(&other.conn, fds[1], -1, "source", &m->err), 0);
 	other.store.ram = &other.ram;

@@ -266,7 +266,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		struct errmsg err = {""};
 
 		r = calloc(1, sizeof(*r));
-		fuzz_need(r && ram_init(&r->ram, RAM_MIN, &err) == 0, "%s", err.text);
+		fuzz_need(r && ram_init(&r->ram, RAM_MIN, false, &err) == 0, "%s", err.text);
 		r->queue.q.max = VIRTQ_MAX_SIZE;
 	}
 	oracle_begin(&r->ram);

@@ -901,7 +901,7 @@ static struct fuzz_machine *make_machine(const struct fuzz_target *t, unsigned v
 	ret = loop_there ? 0 : loop_init(&loop);
 	fuzz_need(ret == 0, "io_uring: %s", strerror(-ret));
 	loop_there = true;
-	fuzz_need(ram_init(&m->ram, RAM_MIN, &err) == 0, "%s", err.text);
+	fuzz_need(ram_init(&m->ram, RAM_MIN, false, &err) == 0, "%s", err.text);
 	m->target = t;
 	m->variant = variant;
 	m->loop = &loop;

@@ -83,7 +83,7 @@ static inline int place(uint64_t ram)
 	if (vm->ram.size != ram) {
 		if (vm->ram.size)
 			ram_destroy(&vm->ram);
-		ck_assert_msg(!ram_init(&vm->ram, ram, &err), "%s", err.text);
+		ck_assert_msg(!ram_init(&vm->ram, ram, false, &err), "%s", err.text);
 	}
 	memset(garbage, 0xee, sizeof(garbage));
 	for (uint64_t gpa = 0; ram <= RAM_SIZE && gpa < ram; gpa += sizeof(garbage))

@@ -24,7 +24,7 @@ static void build(uint32_t vcpus)
 
 	vm = calloc(1, sizeof(*vm));
 	ck_assert_ptr_nonnull(vm);
-	ck_assert_msg(!ram_init(&vm->ram, RAM_MIN, &err), "%s", err.text);
+	ck_assert_msg(!ram_init(&vm->ram, RAM_MIN, false, &err), "%s", err.text);
 	vm->cfg.vcpus = vcpus;
 	ck_assert_msg(!acpi_build(vm, &rsdp, &err), "%s", err.text);
 }

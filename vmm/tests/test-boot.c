@@ -200,12 +200,12 @@ START_TEST(shipped_kernels)
 		ck_assert_msg(!boot_inspect(vm->cfg.kernel, &seen, &err), "%s", err.text);
 		ck_assert_int_eq(seen.format, packed ? BOOT_BZIMAGE : BOOT_PVH);
 		ck_assert(seen.linux_guest);
-		ck_assert_int_eq(ram_init(&vm->ram, 64 * MIB, &err), 0);
+		ck_assert_int_eq(ram_init(&vm->ram, 64 * MIB, false, &err), 0);
 		ret = boot_place(vm, &info, &regs, &err);
 		ck_assert_msg(packed ? ret == -EFBIG : ret == 0 || ret == -EFBIG, "%s", err.text);
 		ram_destroy(&vm->ram);
 		memset(&err, 0, sizeof(err));
-		ck_assert_int_eq(ram_init(&vm->ram, 128 * MIB, &err), 0);
+		ck_assert_int_eq(ram_init(&vm->ram, 128 * MIB, false, &err), 0);
 		ret = boot_place(vm, &info, &regs, &err);
 		ck_assert_msg(!ret, "%s", err.text);
 		ck_assert_uint_eq(info.entry, seen.entry);
@@ -234,7 +234,7 @@ START_TEST(bare_payloads)
 		found++;
 		snprintf(vm->cfg.kernel, sizeof(vm->cfg.kernel), "%s/%s", folder, e->d_name);
 		memset(&err, 0, sizeof(err));
-		ck_assert_int_eq(ram_init(&vm->ram, RAM_MIN, &err), 0);
+		ck_assert_int_eq(ram_init(&vm->ram, RAM_MIN, false, &err), 0);
 		ret = boot_place(vm, &info, &regs, &err);
 		ck_assert_msg(!ret, "%s", err.text);
 		ck_assert_int_eq(info.format, BOOT_PVH);
@@ -301,7 +301,7 @@ START_TEST(hostile)
 	unsigned accepted = 0;
 
 	use_initrd(10000);
-	ck_assert_int_eq(ram_init(&vm->ram, RAM_SIZE, &err), 0);
+	ck_assert_int_eq(ram_init(&vm->ram, RAM_SIZE, false, &err), 0);
 	rng_state = 0x9e3779b9U + (uint32_t)_i;
 	for (unsigned round = 0; round < 1000; round++) {
 		/* Half of the damage goes where the structures are. */

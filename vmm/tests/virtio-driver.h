@@ -127,7 +127,7 @@ static inline struct driver *driver_new(const struct device_ops *ops, const void
 
 	ck_assert_ptr_nonnull(d);
 	ck_assert_int_eq(loop_init(&d->own_loop), 0);
-	ck_assert_msg(ram_init(&d->own_vm.ram, ram_size, &err) == 0, "%s", err.text);
+	ck_assert_msg(ram_init(&d->own_vm.ram, ram_size, false, &err) == 0, "%s", err.text);
 	d->own_vm.cfg.ram_size = ram_size;
 	d->own_vm.cfg.vcpus = 1;
 	d->own_vm.loop = &d->own_loop;

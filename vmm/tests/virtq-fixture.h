@@ -37,7 +37,7 @@ static inline void start_in(uint64_t ram_size, uint16_t size, bool event_idx)
 {
 	struct errmsg err = {""};
 
-	ck_assert_msg(ram_init(&vm.ram, ram_size, &err) == 0, "%s", err.text);
+	ck_assert_msg(ram_init(&vm.ram, ram_size, false, &err) == 0, "%s", err.text);
 	d = driver_of(&vm, NULL);
 	d->features = event_idx ? VIRTIO_RING_EVENT_IDX : 0;
 	dq = &d->queue[0];
