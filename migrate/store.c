@@ -19,6 +19,7 @@ static int receive_descs(struct store *s, struct conn *c, const struct wire_fram
 	const char *why;
 	int ret;
 
+	b->head = (struct wire_batch){0};
 	if (f->length < sizeof(b->head))
 		return errmsg_set(err, -EPROTO, "the source sent a PAGES frame of %u bytes",
 				  f->length);

@@ -93,9 +93,9 @@ static int too_long(const char *option, struct errmsg *err)
 
 static int take_cache(const char *value, uint8_t *dst, struct errmsg *err)
 {
-	for (uint8_t i = 0; i <= VM_CACHE_UNSAFE; i++) {
-		if (strcmp(value, vm_cache_name(i)) == 0) {
-			*dst = i;
+	for (unsigned i = 0; i <= VM_CACHE_UNSAFE; i++) {
+		if (strcmp(value, vm_cache_name((enum vm_cache)i)) == 0) {
+			*dst = (uint8_t)i;
 			return 0;
 		}
 	}

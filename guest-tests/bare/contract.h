@@ -279,8 +279,9 @@
  *     hostile error slot=.. id=.. queue=.. what="..." why="..."
  *     hostile done devices=.. tried=.. errors=..
  *
- * A line of `device` for each queue that is tried, after which `q` is looked for. asked counts how often the device asked for its
- * reset, works how often an honest request was answered after that. devices= of `done` is of the last round.
+ * A line of `device` for each queue that is tried, after which `q` is looked for. asked counts how
+ * often the device asked for its reset, works how often an honest request was answered after that.
+ * devices= of `done` is of the last round.
  */
 #define BARE_HOSTILE_DEVICE_FMT                                                                    \
 	"hostile device slot=%lu id=%lu queue=%lu tried=%lu asked=%lu works=%lu errors=%lu"
