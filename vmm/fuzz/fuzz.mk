@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 
 fuzz_src := $(wildcard vmm/fuzz/fuzz-*.c migrate/fuzz/fuzz-*.c)
 fuzz_progs := $(fuzz_src:%.c=$(B)/%)
-fuzz_parts := $(patsubst %.c,$(B)/%.o,vmm/fuzz/fuzz.c vmm/fuzz/machine.c vmm/fuzz/oracle.c)
+fuzz_parts := $(addprefix $(B)/vmm/fuzz/,fuzz.o machine.o machine_actions.o machine_move.o oracle.o)
 fuzz_main := $(if $(FUZZ),,$(B)/vmm/fuzz/replay.o)
 
 # What targets put themselves in front of. Those that a program has nothing of do not matter.

@@ -10,7 +10,7 @@
  *		return fuzz_virtio(&target, data, size);
  *	}
  *
- * An input is which variant of the device and which features, then actions (machine.c lists them):
+ * An input is which variant of the device and which features, then actions (machine_actions.c):
  * stores anywhere in guest memory, registers, kicks, requests as a driver makes them, resets,
  *things that the device's other end does, pauses, moves to a second machine. After it
  *
