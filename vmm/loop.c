@@ -260,6 +260,11 @@ void loop_expect(struct loop *l, enum loop_hope hope)
 	l->hope = MAX(l->hope, hope);
 }
 
+void loop_missed(struct loop *l)
+{
+	l->missed = true;
+}
+
 void loop_unlook(struct loop *l, struct loop_look *look)
 {
 	struct loop_look **p = &l->looks;
@@ -331,13 +336,17 @@ static bool may_sleep(struct loop *l)
 	return !found;
 }
 
-/* A wake-up so soon after the look began says that a longer one would have been better. */
-static void learn_from_sleep(struct loop *l, enum loop_hope hope, uint64_t start)
+/*
+ * What was hoped for came so soon after the look began that a longer one would have been better; or
+ * it did not.
+ */
+static void learn_from_sleep(struct loop *l, enum loop_hope hope, uint64_t slept_ns)
 {
-	/* A driver's kick takes time of its own, which an answer that is seen does not. */
+	/* A kick takes time of its own, which an answer that is seen does not. */
 	uint64_t soon = hope == LOOP_ANSWER ? 2 * LOOK_MAX_NS : LOOK_MAX_NS;
+	bool came = hope == LOOP_ANSWER ? l->missed : true;
 
-	if (l->look_ns[hope] < LOOK_MAX_NS && now_ns() - start < soon)
+	if (came && slept_ns < soon && l->look_ns[hope] < LOOK_MAX_NS)
 		look_longer(l, hope);
 	else
 		look_shorter(l, hope);
@@ -351,7 +360,7 @@ int loop_step(struct loop *l, uint64_t timeout_ns)
 	};
 	enum loop_hope hope = l->hope;
 	struct io_uring_cqe *cqe;
-	uint64_t start = 0;
+	uint64_t start = 0, slept_ns;
 	int ret;
 
 	if (l->n_late) {
@@ -373,9 +382,11 @@ int loop_step(struct loop *l, uint64_t timeout_ns)
 					       timeout_ns == UINT64_MAX ? NULL : &ts, NULL);
 	if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN)
 		return ret;
-	if (start)
-		learn_from_sleep(l, hope, start);
+	slept_ns = start ? now_ns() - start : 0;
+	l->missed = false;
 	run_completions(l);
+	if (start)
+		learn_from_sleep(l, hope, slept_ns);
 	return 0;
 }
 

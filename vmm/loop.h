@@ -68,11 +68,12 @@ struct loop {
 	bool running;
 	pthread_mutex_t lock; /* guards tasks */
 	struct loop_task *tasks, **tasks_tail;
-	struct loop_look *looks; /* loop's thread only, as the next three */
+	struct loop_look *looks; /* loop's thread only, as the next four */
 	enum loop_hope hope;
 	uint64_t look_ns[LOOP_HOPES]; /* for how long, with each */
-	bool one_cpu;		      /* nobody can bring anything while we look: once is enough */
-	struct loop_late {	      /* completions that loop_cancel_wait() met */
+	bool missed;
+	bool one_cpu;	   /* nobody can bring anything while we look: once is enough */
+	struct loop_late { /* completions that loop_cancel_wait() met */
 		struct loop_op *op;
 		int32_t res;
 	} * late;
@@ -113,6 +114,9 @@ void loop_unpost(struct loop *l, struct loop_task *task);
 /* Has it looked at before the loop next sleeps, and for how long. Loop's thread only. */
 void loop_look(struct loop *l, struct loop_look *look);
 void loop_expect(struct loop *l, enum loop_hope hope);
+
+/* Somebody has had to wake the loop for what it had looked for. Loop's thread only. */
+void loop_missed(struct loop *l);
 
 /* Not any more; its sleep() is not called. Loop's thread only. */
 void loop_unlook(struct loop *l, struct loop_look *look);

@@ -55,6 +55,7 @@ static void on_kick(struct loop_op *op, int32_t res)
 	if (res == -ECANCELED)
 		return;
 	arm_kick(q);
+	loop_missed(v->dev.vm->loop);
 	pthread_mutex_lock(&v->lock);
 	serve_queue(v, q->index);
 	pthread_mutex_unlock(&v->lock);

@@ -304,7 +304,8 @@ struct looked {
 	struct loop_look look;
 	unsigned looks, sleeps;
 	unsigned find_after;
-	bool late; /* sleep() finds something */
+	bool late;		/* sleep() finds something */
+	struct loop_task *task; /* posted by sleep() */
 };
 
 static bool on_look(struct loop_look *look)
@@ -320,6 +321,8 @@ static bool on_sleep(struct loop_look *look)
 
 	k->sleeps++;
 	ck_assert(!look->listed);
+	if (k->task)
+		loop_post(&loop, k->task);
 	return k->late;
 }
 
@@ -415,6 +418,45 @@ START_TEST(looks_longer)
 }
 END_TEST
 
+static void on_missed(struct loop_task *task)
+{
+	(void)task;
+	loop_missed(&loop);
+}
+
+static void on_other(struct loop_task *task)
+{
+	(void)task;
+}
+
+/* The look that an answer would have needed: it goes by what was missed, not by what else came. */
+START_TEST(looks_as_missed)
+{
+	struct loop_task tasks[] = {{.run = on_other}, {.run = on_missed}};
+	uint64_t ns[2], least;
+
+	begin();
+	least = look_ns_after(LOOP_NOTHING, 1, false);
+	loop.one_cpu = true; /* does not wait to look */
+	for (unsigned i = 0; i < ARRAY_SIZE(tasks); i++) {
+		ns[i] = 0;
+		for (unsigned k = 0; k < 1000; k++) {
+			struct looked never = a_looked();
+
+			loop.look_ns[LOOP_ANSWER] = 4 * least;
+			loop_look(&loop, &never.look);
+			loop_expect(&loop, LOOP_ANSWER);
+			never.task = &tasks[i];
+			ck_assert_int_eq(loop_step(&loop, NS_PER_SEC), 0);
+			ns[i] = MAX(ns[i], loop.look_ns[LOOP_ANSWER]);
+		}
+	}
+	ck_assert_uint_lt(ns[0], 4 * least);
+	ck_assert_uint_gt(ns[1], 4 * least);
+	end();
+}
+END_TEST
+
 /* A completion is what was hoped for, or leaves the hope for an answer as it is. */
 START_TEST(looks_for_completions)
 {
@@ -446,17 +488,10 @@ END_TEST
 int main(void)
 {
 	const TTest *const tests[] = {
-		timers,
-		operations,
-		many,
-		tasks_in_order,
-		tasks_taken_back,
-		tasks_of_threads,
-		woken,
-		steps_end_in_time,
-		looks,
-		looks_longer,
-		looks_for_completions,
+		timers,		operations,	   many,
+		tasks_in_order, tasks_taken_back,  tasks_of_threads,
+		woken,		steps_end_in_time, looks,
+		looks_longer,	looks_as_missed,   looks_for_completions,
 	};
 
 	return check_main("loop", tests, ARRAY_SIZE(tests));
