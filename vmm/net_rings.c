@@ -81,6 +81,7 @@ enum delivery {
 	DELIVERED,
 	DROPPED,
 	NEED_BUFFERS, /* a kick will come when there are more */
+	TRY_AGAIN,    /* more have come just now */
 };
 
 /*
@@ -110,11 +111,13 @@ static enum delivery deliver(struct virtio_net *n, struct net_pair *p)
 
 		if (chains == q->size || (chains == 1 && !mergeable))
 			goto put_back;
-		/* The event index must be beyond what is there, or no kick comes. */
-		if (!virtio_take(v, queue, c)) {
+		if (!virtio_pop(v, queue, c)) {
+			/* The event index must be beyond what is there, or no kick comes. */
+			bool more = virtio_want_kicks(v, queue);
+
 			if (!virtio_live(v))
 				return DROPPED;
-			outcome = NEED_BUFFERS;
+			outcome = more ? TRY_AGAIN : NEED_BUFFERS;
 			goto put_back;
 		}
 		if (c->in_len <= skip) {
@@ -159,6 +162,8 @@ static bool rx_one(struct virtio_net *n, struct net_pair *p)
 	switch (deliver(n, p)) {
 	case NEED_BUFFERS:
 		return false;
+	case TRY_AGAIN:
+		return true;
 	case DELIVERED:
 		n->counters.rx_packets++;
 		n->counters.rx_bytes += p->frame.len;

@@ -86,7 +86,7 @@ static bool want_kicks(struct loop_look *look)
 	bool found;
 
 	pthread_mutex_lock(&v->lock);
-	found = virtio_live(v) && virtq_want_kicks(&q->q, ram_of(v));
+	found = virtio_want_kicks(v, q->index);
 	if (found)
 		serve_queue(v, q->index);
 	pthread_mutex_unlock(&v->lock);
@@ -349,6 +349,23 @@ int virtio_pop(struct virtio *v, unsigned queue, struct virtq_chain *c)
 		return ret;
 	virtio_fail(v, "queue %u: %s", queue, why);
 	return 0;
+}
+
+bool virtio_want_kicks(struct virtio *v, unsigned queue)
+{
+	struct virtq *q = &v->queue[queue].q;
+
+	if (!virtio_live(v) || !virtq_want_kicks(q, ram_of(v)))
+		return false;
+	/*
+	 * Not wanting them can take chains away, where the two rings overlap: an index that goes
+	 * back would do so for ever.
+	 */
+	virtq_no_kicks(q, ram_of(v));
+	if (virtq_pending(q, ram_of(v)))
+		return true;
+	virtio_fail(v, "queue %u: chains that are available and then are not", queue);
+	return false;
 }
 
 int virtio_take(struct virtio *v, unsigned queue, struct virtq_chain *c)

@@ -177,6 +177,12 @@ void virtio_end(struct virtio *v);
 int virtio_pop(struct virtio *v, unsigned queue, struct virtq_chain *c);
 
 /*
+ * The driver kicks for its next chain from now on. True when there are some all the same, which
+ * came before it knew; then it does not.
+ */
+bool virtio_want_kicks(struct virtio *v, unsigned queue);
+
+/*
  * virtio_pop(), and a queue that is found empty is looked at by the loop until that sleeps; then
  * its driver is asked to kick for its next chain. Loop's thread.
  */
