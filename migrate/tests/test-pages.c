@@ -444,6 +444,24 @@ START_TEST(untouched)
 }
 END_TEST
 
+/* Given back before anything was sent: the destination takes no more memory than the source has. */
+START_TEST(given_back_before)
+{
+	uint64_t used;
+
+	begin();
+	for (uint64_t i = 300; i < 1500; i += 2)
+		fill(i, 1);
+	for (uint64_t i = 301; i < 1500; i += 2)
+		ck_assert_int_eq(ram_zero_pages(&m->vm->ram, i, 1), 0);
+	used = used_here();
+	a_round();
+	ck_assert_uint_eq(used_here(), used);
+	ck_assert_uint_le(used_there(), used);
+	end();
+}
+END_TEST
+
 /*
  * A guest that gives most of its memory back once it was sent: the source does not grow by telling,
  * which takes a few bytes, and the destination gives it back, too.
@@ -635,6 +653,7 @@ int main(void)
 		every_change,
 		there_and_back,
 		untouched,
+		given_back_before,
 		given_back,
 		holes_are_cheap,
 		swapped_out,
