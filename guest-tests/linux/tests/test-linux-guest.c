@@ -503,8 +503,9 @@ static const struct {
 	enum records_kind kind;
 	const char *words;
 } harms[] = {
-	{RECORDS_IN_LOG, "printf x | dd of=$(ls -t log.* | head -n 1) bs=1 seek=5 conv=notrunc"},
-	{RECORDS_IN_LOG, "truncate -s 512 $(ls -t log.* | tail -n 1)"},
+	{RECORDS_IN_LOG,
+	 "printf x | dd of=$(ls log.* | sort -t. -k2nr | head -n 1) bs=1 seek=5 conv=notrunc"},
+	{RECORDS_IN_LOG, "truncate -s 512 $(ls log.* | sort -t. -k2nr | tail -n 1)"},
 	{RECORDS_IN_LOG, "rm log.*"},
 	{RECORDS_IN_SLOTS, "printf x | dd of=slots bs=1 seek=5000 conv=notrunc"},
 	{RECORDS_IN_SLOTS, "dd if=/dev/zero of=slots bs=512 seek=20 count=1 conv=notrunc"},
@@ -512,9 +513,9 @@ static const struct {
 	{RECORDS_IN_SWAP, "printf x | dd of=state bs=1 seek=500 conv=notrunc"},
 	{RECORDS_IN_SWAP, "truncate -s -1 state"},
 	{RECORDS_IN_SWAP, "rm state"},
-	{RECORDS_IN_NAMES, "rm $(ls -t f.* | head -n 3 | tail -n 1)"},
-	{RECORDS_IN_NAMES, ": >$(ls -t f.* | head -n 2 | tail -n 1)"},
-	{RECORDS_IN_NAMES, "cp $(ls -t f.* | head -n 1) f.1"},
+	{RECORDS_IN_NAMES, "rm $(ls f.* | sort -t. -k2nr | head -n 3 | tail -n 1)"},
+	{RECORDS_IN_NAMES, ": >$(ls f.* | sort -t. -k2nr | head -n 2 | tail -n 1)"},
+	{RECORDS_IN_NAMES, "cp $(ls f.* | sort -t. -k2nr | head -n 1) f.1"},
 };
 
 /* What a lost, torn or stale write would look like is found. */
