@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #define RING_ENTRIES 16U
-#define RECV_CHUNK (256U * 1024)
 
 /* How long a side that gives up waits for the other to read why. */
 #define LAST_WORDS_LIMIT (2 * NS_PER_SEC)

@@ -197,15 +197,6 @@ int ram_write_file(struct ram *ram, uint64_t gpa, int fd, uint64_t file_offset, 
 	return ret;
 }
 
-int ram_write_page(struct ram *ram, uint64_t index, const void *data)
-{
-	if (index >= ram->npages)
-		return -EFAULT;
-	memcpy(ram->host + index * PAGE_SIZE, data, PAGE_SIZE);
-	mark_dirty(ram, index * PAGE_SIZE, PAGE_SIZE);
-	return 0;
-}
-
 int ram_zero_pages(struct ram *ram, uint64_t index, uint64_t n)
 {
 	if (index >= ram->npages || n > ram->npages - index)

@@ -78,9 +78,6 @@ int ram_zero(struct ram *ram, uint64_t gpa, uint64_t len);
 /* Reads len bytes from a file at offset straight into guest RAM. -EFAULT, -ENODATA, -errno. */
 int ram_write_file(struct ram *ram, uint64_t gpa, int fd, uint64_t offset, uint64_t len);
 
-/* Stores one whole page by its index: a page that arrived. -EFAULT. */
-int ram_write_page(struct ram *ram, uint64_t index, const void *data);
-
 /* Makes n pages from index on read as zeros and gives their memory back. 0 or -errno. */
 int ram_zero_pages(struct ram *ram, uint64_t index, uint64_t n);
 

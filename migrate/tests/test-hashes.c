@@ -30,7 +30,7 @@ static void store(uint64_t index, uint8_t value)
 {
 	memset(page, value, sizeof(page));
 	page[index % PAGE_SIZE] ^= 0x80;
-	ck_assert_int_eq(ram_write_page(&ram, index, page), 0);
+	ck_assert_int_eq(ram_write(&ram, index * PAGE_SIZE, page, PAGE_SIZE), 0);
 	h.table[index] = hash_page(&h, ram_page(&ram, index));
 }
 
@@ -216,7 +216,7 @@ START_TEST(holes_are_compared)
 	}
 	/* A page of zeros that has memory is as good as a hole. */
 	memset(page, 0, sizeof(page));
-	ck_assert_int_eq(ram_write_page(&ram, 600, page), 0);
+	ck_assert_int_eq(ram_write(&ram, 600 * PAGE_SIZE, page, PAGE_SIZE), 0);
 	ck_assert_uint_eq(differs(), 0);
 	end();
 }

@@ -207,7 +207,7 @@ static void fill(uint64_t index, uint8_t value)
 	static uint8_t page[PAGE_SIZE];
 
 	memset(page, value, sizeof(page));
-	ck_assert_int_eq(ram_write_page(&m->vm->ram, index, page), 0);
+	ck_assert_int_eq(ram_write(&m->vm->ram, index * PAGE_SIZE, page, PAGE_SIZE), 0);
 }
 
 START_TEST(all_arrives)
@@ -620,7 +620,7 @@ static void *breathe(void *arg)
 		if (n % 3 == 0)
 			ram_zero_pages(&m->vm->ram, RESTLESS, RESTLESS_PAGES);
 		else
-			ram_write_page(&m->vm->ram, at, page);
+			ram_write(&m->vm->ram, at * PAGE_SIZE, page, PAGE_SIZE);
 	}
 	return NULL;
 }
