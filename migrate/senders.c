@@ -40,6 +40,7 @@ static void *run_sender(void *arg)
 		pthread_mutex_lock(&s->lock);
 		w->ret = ret;
 		w->err = err;
+		w->cpu_ns = thread_cpu_ns();
 		s->busy--;
 		pthread_cond_broadcast(&s->changed);
 	}
@@ -140,6 +141,19 @@ void senders_add(const struct senders *s, uint64_t *bytes, struct page_counts *c
 		*bytes += s->sender[i].conn.sent;
 		page_counts_add(counts, &s->sender[i].path.total);
 	}
+}
+
+uint64_t senders_cpu_ns(struct senders *s)
+{
+	uint64_t sum = 0;
+
+	if (!s->n)
+		return 0;
+	pthread_mutex_lock(&s->lock);
+	for (unsigned i = 0; i < s->n; i++)
+		sum += s->sender[i].cpu_ns;
+	pthread_mutex_unlock(&s->lock);
+	return sum;
 }
 
 void senders_close(struct senders *s, uint64_t *cpu_ns)

@@ -25,7 +25,7 @@ struct sender {
 	bool started;
 	int ret; /* of the first round that failed */
 	struct errmsg err;
-	uint64_t cpu_ns; /* once it has ended */
+	uint64_t cpu_ns; /* when its latest round was over */
 };
 
 struct senders {
@@ -57,6 +57,9 @@ void senders_set_deadline(struct senders *s, uint64_t deadline_ns);
 
 /* Adds what they have sent and counted so far. */
 void senders_add(const struct senders *s, uint64_t *bytes, struct page_counts *counts);
+
+/* CPU time that they had used when their latest round was over. Between rounds only. */
+uint64_t senders_cpu_ns(struct senders *s);
 
 /* Breaks their connections, ends the threads, frees all; adds their CPU time. Fine on a zeroed one.
  */

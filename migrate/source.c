@@ -13,8 +13,8 @@
  *	vm_release_devices()	vm_acquire_devices()
  *	COMMIT			nothing: the point of no return, see commit()
  *
- * Pausing is decided by an estimate: the pages left at the speed measured in this move, plus what
- * a pause has cost besides pages.
+ * Pausing is decided by an estimate (estimate.h) of what the pages left will take, plus what a
+ * pause has cost besides pages.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -28,6 +28,7 @@
 
 #include "conn.h"
 #include "dirty.h"
+#include "estimate.h"
 #include "handshake.h"
 #include "hashes.h"
 #include "migrate.h"
@@ -51,8 +52,6 @@
 /* What a pause costs besides pages, until a pause of this machine has been measured. */
 #define STATE_COST_GUESS (3 * NS_PER_MS)
 #define VCPU_COST_GUESS (NS_PER_MS / 2)
-/* A round of fewer bytes is mostly round trips and says little of the speed. */
-#define SPEED_SAMPLE_MIN (4 * MIB)
 
 struct migration {
 	struct vm *vm;
@@ -79,8 +78,9 @@ struct migration {
 	uint64_t session;
 	struct errmsg err;
 	uint64_t start_ns, deadline_ns;
-	uint64_t round_start_ns, round_start_sent, round_start_scanned, round_pages;
-	uint64_t speed;	      /* pages a second, as measured */
+	uint64_t round_start_ns, round_start_sent, round_start_cpu, round_pages;
+	struct page_counts round_start_counts;
+	struct estimate estimate;
 	int64_t clock_offset; /* destination's now_ns() less ours */
 	uint64_t rtt;
 	uint64_t pause_start;
@@ -114,7 +114,7 @@ static void publish(struct migration *m)
 	struct page_counts pages;
 
 	bytes = sum_up(m, &pages);
-	done = pages.scanned - m->round_start_scanned;
+	done = pages.scanned - m->round_start_counts.scanned;
 	pthread_mutex_lock(&m->lock);
 	m->stats.total_ns = now - m->start_ns;
 	m->stats.wire_bytes = bytes;
@@ -265,12 +265,11 @@ static int handshake(struct migration *m)
  */
 static int send_round(struct migration *m, uint64_t pages, uint32_t *round)
 {
-	struct page_counts counts;
 	int ret, other;
 
 	m->round_start_ns = now_ns();
-	m->round_start_sent = sum_up(m, &counts);
-	m->round_start_scanned = counts.scanned;
+	m->round_start_sent = sum_up(m, &m->round_start_counts);
+	m->round_start_cpu = thread_cpu_ns() + senders_cpu_ns(&m->senders);
 	m->round_pages = pages;
 	pthread_mutex_lock(&m->lock);
 	*round = ++m->stats.round;
@@ -316,25 +315,20 @@ static int precopy_round(struct migration *m, uint64_t pages)
 	return ret;
 }
 
-/* The speed at which whole pages got into the destination's RAM in this round. */
-static void learn_speed(struct migration *m)
+static void learn(struct migration *m)
 {
-	uint64_t ns = now_ns() - m->round_start_ns;
+	const struct page_counts *before = &m->round_start_counts;
 	struct page_counts counts;
-	uint64_t bytes = sum_up(m, &counts) - m->round_start_sent, by_bytes;
+	struct round_cost cost = {
+		.ns = now_ns() - m->round_start_ns,
+		.work_ns = thread_cpu_ns() + senders_cpu_ns(&m->senders) - m->round_start_cpu,
+		.workers = m->opt.connections,
+		.bytes = sum_up(m, &counts) - m->round_start_sent,
+		.scanned = counts.scanned - before->scanned,
+		.sent = counts.sent - before->sent,
+	};
 
-	if (ns == 0)
-		return;
-	by_bytes = (uint64_t)((double)bytes * 1e9 / (double)ns) / PAGE_SIZE;
-	/* Pages that are skipped tell nothing of the link; few bytes, only that it is not slower.
-	 */
-	if (bytes >= SPEED_SAMPLE_MIN || by_bytes > m->speed)
-		m->speed = MAX(by_bytes, 1U);
-}
-
-static uint64_t pages_ns(const struct migration *m, uint64_t pages)
-{
-	return (uint64_t)((double)pages * 1e9 / (double)m->speed);
+	estimate_learn(&m->estimate, &cost, m->stats.round == 1);
 }
 
 /* State there and back, and the proof: what the pause costs besides pages. */
@@ -352,7 +346,7 @@ static bool fits(const struct migration *m, uint64_t pages)
 	uint64_t target = m->opt.downtime_ns, fixed = fixed_ns(m);
 	uint64_t budget = fixed < target / 2 ? target - fixed : target / 2;
 
-	return pages_ns(m, pages) <= budget;
+	return estimate_pages_ns(&m->estimate, pages) <= budget;
 }
 
 static int precopy(struct migration *m)
@@ -384,7 +378,7 @@ static int precopy(struct migration *m)
 		ret = precopy_round(m, pages);
 		if (ret)
 			break;
-		learn_speed(m);
+		learn(m);
 		ret = check_stop(m, &m->err);
 		if (ret == 0)
 			ret = dirty_collect(&m->dirty, &pages, &m->err);
@@ -394,11 +388,12 @@ static int precopy(struct migration *m)
 		pthread_mutex_lock(&m->lock);
 		m->stats.dirty_pages_per_s = (uint64_t)((double)pages * 1e9 / (double)ns);
 		m->stats.remaining_pages = pages;
-		m->stats.estimate_downtime_ns = pages_ns(m, pages) + fixed_ns(m);
+		m->stats.estimate_downtime_ns =
+			estimate_pages_ns(&m->estimate, pages) + fixed_ns(m);
 		pthread_mutex_unlock(&m->lock);
-		log_debug("round took %llu us, %llu pages dirty since, speed %llu pages/s",
+		log_debug("round took %llu us, %llu pages dirty since; they would take %llu us",
 			  (unsigned long long)ns / 1000, (unsigned long long)pages,
-			  (unsigned long long)m->speed);
+			  (unsigned long long)m->stats.estimate_downtime_ns / 1000);
 		if (fits(m, pages)) {
 			/* The clocks may have drifted apart since the start. */
 			ret = measure_clocks(m);
@@ -654,7 +649,6 @@ static void *run_source(void *arg)
 	dirty_stop(&m->dirty);
 	publish(m);
 	senders_close(&m->senders, &cpu);
-
 	pthread_mutex_lock(&m->lock);
 	m->stats.total_ns = now_ns() - m->start_ns;
 	m->stats.cpu_ns = cpu + thread_cpu_ns();
@@ -718,7 +712,7 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 	m->done = done;
 	m->done_arg = arg;
 	m->done_task.run = run_done;
-	m->speed = 1;
+	estimate_init(&m->estimate);
 	if (m->opt.connections == 0)
 		m->opt.connections = default_connections();
 	m->start_ns = now_ns();

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+#include "estimate.h"
+
+#include "../vmm/util.h"
+#include "wire.h"
+
+/* A round of fewer bytes is mostly round trips and says little of the network. */
+#define WIRE_SAMPLE_MIN (4 * MIB)
+/* The same for work. */
+#define WORK_SAMPLE_MIN 256U
+
+#define WHOLE_PAGE ((double)(PAGE_SIZE + sizeof(struct wire_desc)))
+
+void estimate_init(struct estimate *e)
+{
+	*e = (struct estimate){.page_bytes = WHOLE_PAGE};
+}
+
+void estimate_learn(struct estimate *e, const struct round_cost *c, bool first)
+{
+	double byte_ns = c->bytes ? (double)c->ns / (double)c->bytes : 0, bytes;
+
+	/* A few bytes only tell that it is no slower than that. */
+	if (c->bytes >= WIRE_SAMPLE_MIN || e->byte_ns <= 0 || byte_ns < e->byte_ns)
+		e->byte_ns = byte_ns;
+	if (c->scanned >= WORK_SAMPLE_MIN)
+		e->page_ns = (double)c->work_ns / c->workers / (double)c->scanned;
+	if (c->sent >= WORK_SAMPLE_MIN)
+		e->page_bytes = (double)c->bytes / (double)c->sent;
+	/* The first round is of all pages, not of those that the guest writes. */
+	if (first || c->scanned == 0)
+		return;
+	bytes = (double)c->bytes / (double)c->scanned;
+	/* Two are better evidence, but no reason to hope. */
+	if (e->seen && bytes < e->seen_bytes)
+		bytes = (bytes + e->seen_bytes) / 2;
+	e->seen_bytes = bytes;
+	e->seen = c->scanned;
+}
+
+uint64_t estimate_pages_ns(const struct estimate *e, uint64_t pages)
+{
+	uint64_t known = MIN(pages, e->seen);
+	double work = (double)pages * e->page_ns;
+	double bytes = (double)known * e->seen_bytes + (double)(pages - known) * e->page_bytes;
+	double wire = bytes * e->byte_ns;
+
+	return (uint64_t)(work > wire ? work : wire);
+}

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT */
+#include "../estimate.h"
+
+#include <stdbool.h>
+
+#include "../../vmm/tests/check-main.h"
+#include "../../vmm/util.h"
+
+#define PAGES 65536U
+
+static struct estimate e;
+
+/* A round of PAGES pages in `ms`, of which `sent` were sent whole. */
+static void learn(uint64_t ms, uint64_t work_ms, uint64_t sent, bool first)
+{
+	struct round_cost c = {
+		.ns = ms * NS_PER_MS,
+		.work_ns = work_ms * NS_PER_MS,
+		.workers = 1,
+		.bytes = sent * (PAGE_SIZE + 32) + 28,
+		.scanned = PAGES,
+		.sent = sent,
+	};
+
+	estimate_learn(&e, &c, first);
+}
+
+static double ms_for(uint64_t pages)
+{
+	return (double)estimate_pages_ns(&e, pages) / (double)NS_PER_MS;
+}
+
+static void begin(void)
+{
+	estimate_init(&e);
+}
+
+/* As fast as the first round went, and in proportion. */
+START_TEST(whole_pages)
+{
+	begin();
+	learn(1000, 300, PAGES, true);
+	ck_assert_double_eq_tol(ms_for(PAGES), 1000, 1);
+	ck_assert_double_eq_tol(ms_for(PAGES / 64), 1000.0 / 64, 1);
+	ck_assert_double_eq_tol(ms_for(0), 0, 0.01);
+}
+END_TEST
+
+/* All of RAM was zeros: that says nothing of the pages that the guest writes. */
+START_TEST(zeros_promise_nothing)
+{
+	begin();
+	learn(1000, 100, PAGES / 2, true);
+	ck_assert_double_eq_tol(ms_for(PAGES / 2), 1000, 1);
+}
+END_TEST
+
+/* Dirty pages that turned out unchanged cost only to be looked at, but no more pages than that. */
+START_TEST(unchanged_pages)
+{
+	begin();
+	learn(1000, 300, PAGES, true);
+	learn(40, 30, 0, false);
+	ck_assert_double_eq_tol(ms_for(PAGES), 30, 1);
+	ck_assert_double_ge(ms_for(2 * PAGES), 1000);
+	/* The next round had new content again: both may come. */
+	learn(1000, 300, PAGES, false);
+	ck_assert_double_eq_tol(ms_for(PAGES), 1000, 1);
+	learn(40, 30, 0, false);
+	ck_assert_double_eq_tol(ms_for(PAGES), 500, 5);
+}
+END_TEST
+
+/* A few bytes say that the network is no slower than that, never that it is. */
+START_TEST(small_rounds)
+{
+	struct round_cost c = {
+		.ns = 10 * NS_PER_MS, .workers = 1, .bytes = 100000, .scanned = 24, .sent = 24};
+	double before;
+
+	begin();
+	learn(1000, 300, PAGES, true);
+	estimate_learn(&e, &c, false);
+	before = ms_for(PAGES);
+	ck_assert_double_ge(before, 990);
+	c.ns = 10000;
+	estimate_learn(&e, &c, false);
+	ck_assert_double_lt(ms_for(PAGES), before);
+}
+END_TEST
+
+/* The work of several is shared. */
+START_TEST(workers)
+{
+	struct round_cost c = {.ns = NS_PER_SEC,
+			       .work_ns = 4 * NS_PER_SEC,
+			       .workers = 4,
+			       .bytes = 28,
+			       .scanned = PAGES};
+
+	begin();
+	learn(1000, 300, PAGES, true);
+	estimate_learn(&e, &c, false);
+	ck_assert_double_eq_tol(ms_for(PAGES), 1000, 1);
+}
+END_TEST
+
+int main(void)
+{
+	const TTest *const tests[] = {whole_pages, zeros_promise_nothing, unchanged_pages,
+				      small_rounds, workers};
+
+	return check_main("estimate", tests, ARRAY_SIZE(tests));
+}
