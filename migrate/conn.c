@@ -23,7 +23,6 @@ enum tag {
 
 int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err)
 {
-	size_t batch_bytes = WIRE_BATCH_PAGES * PAGE_SIZE;
 	int ret;
 
 	*c = (struct conn){
@@ -39,7 +38,7 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 		goto fail;
 	}
 	c->ring_up = true;
-	c->pages = mmap(NULL, CONN_BATCHES * batch_bytes, PROT_READ | PROT_WRITE,
+	c->pages = mmap(NULL, CONN_BATCHES * CONN_BATCH_BYTES, PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (c->pages == MAP_FAILED) {
 		c->pages = NULL;
@@ -47,7 +46,7 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 		goto fail;
 	}
 	for (unsigned i = 0; i < CONN_BATCHES; i++)
-		c->batch[i].data = c->pages + i * batch_bytes;
+		c->batch[i].data = c->pages + i * CONN_BATCH_BYTES;
 	return 0;
 fail:
 	conn_close(c);
@@ -149,7 +148,9 @@ void conn_close(struct conn *c)
 	if (c->fd >= 0)
 		close(c->fd);
 	if (c->pages)
-		munmap(c->pages, CONN_BATCHES * WIRE_BATCH_PAGES * PAGE_SIZE);
+		munmap(c->pages, CONN_BATCHES * CONN_BATCH_BYTES);
+	for (unsigned i = 0; i < CONN_BATCHES; i++)
+		free(c->batch[i].packed);
 	*c = (struct conn){.fd = -1};
 }
 
@@ -404,9 +405,13 @@ static int unexpected_word(struct conn *c, struct errmsg *err)
 
 struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err)
 {
+	uint64_t since;
+
 	*ret = 0;
 	while (c->queued == CONN_BATCHES) {
+		since = now_ns();
 		*ret = wait_oldest(c, err);
+		c->blocked_ns += now_ns() - since;
 		if (*ret)
 			return NULL;
 	}
@@ -421,13 +426,14 @@ int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
 	b->frame = (struct wire_frame){
 		.magic = WIRE_FRAME_MAGIC,
 		.type = WIRE_PAGES,
-		.length = (uint32_t)(descs + b->head.n_data * PAGE_SIZE),
+		.length = (uint32_t)descs + wire_batch_contents(&b->head),
 		.seq = c->seq_out++,
 	};
 	b->frame.check = wire_check_sum(&b->frame, &b->head, descs);
 	/* frame, head and desc lie side by side: one piece. */
 	b->iov[0] = (struct iovec){.iov_base = &b->frame, .iov_len = sizeof(b->frame) + descs};
-	b->iov[1] = (struct iovec){.iov_base = b->data, .iov_len = b->head.n_data * PAGE_SIZE};
+	b->iov[1] = (struct iovec){.iov_base = b->head.packed ? b->packed : b->data,
+				   .iov_len = wire_batch_contents(&b->head)};
 	b->msg = (struct msghdr){.msg_iov = b->iov, .msg_iovlen = b->head.n_data ? 2 : 1};
 	c->next_free = (c->next_free + 1) % CONN_BATCHES;
 	c->queued++;

@@ -25,6 +25,7 @@
 #include "wire.h"
 
 #define CONN_BATCHES 4U
+#define CONN_BATCH_BYTES ((size_t)WIRE_BATCH_PAGES * PAGE_SIZE)
 #define CONN_IDLE_LIMIT (30 * NS_PER_SEC)   /* without any progress the peer counts as dead */
 #define CONN_IDLE_TELL (2 * NS_PER_SEC)	    /* a busy side says that it is alive this often */
 #define CONN_OPEN_LIMIT (10 * NS_PER_SEC)   /* for a connection to come about */
@@ -34,7 +35,8 @@ struct conn_batch {
 	struct wire_frame frame;
 	struct wire_batch head;
 	struct wire_desc desc[WIRE_BATCH_DESCS];
-	uint8_t *data; /* WIRE_BATCH_PAGES pages, page aligned */
+	uint8_t *data;	 /* WIRE_BATCH_PAGES pages, page aligned */
+	uint8_t *packed; /* instead of data, if head.packed; CONN_BATCH_BYTES by malloc, or NULL */
 	struct iovec iov[2];
 	struct msghdr msg;
 	bool in_flight;
@@ -47,6 +49,7 @@ struct conn {
 	bool ring_up;
 	uint32_t seq_out, seq_in;
 	_Atomic uint64_t sent, received; /* bytes; others may look */
+	uint64_t blocked_ns;		 /* spent waiting for a free batch: the network is slow */
 	uint64_t last_sent_ns;
 	struct conn_batch batch[CONN_BATCHES];
 	unsigned next_free; /* batches circle in this order */

@@ -586,6 +586,7 @@ static void *run_receiver(void *arg)
 
 	if (r->conn.fd >= 0)
 		conn_close(&r->conn);
+	unpack_free(&r->store.unpack);
 	hashes_free(&r->hashes);
 	free(r->state);
 	r->state = NULL;

@@ -241,6 +241,7 @@ void lanes_close(struct lanes *l, uint64_t *cpu_ns)
 		if (w->started)
 			pthread_join(w->thread, NULL);
 		*cpu_ns += w->cpu_ns;
+		unpack_free(&w->store.unpack);
 		conn_close(&w->conn);
 	}
 	pthread_cond_destroy(&l->changed);

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "migrate.h"
 
+#include <errno.h>
+#include <string.h>
+
+#include "../vmm/util.h"
+
 const char *migrate_phase_name(enum migrate_phase p)
 {
 	switch (p) {
@@ -39,4 +44,25 @@ const char *migrate_status_name(enum migrate_status s)
 		return "uncertain";
 	}
 	return "?";
+}
+
+int migrate_parse_compress(const char *text, enum migrate_compress *mode, int *level)
+{
+	uint64_t v = MIGRATE_LEVEL_DEFAULT;
+
+	*mode = MIGRATE_COMPRESS_AUTO;
+	*level = MIGRATE_LEVEL_DEFAULT;
+	if (strcmp(text, "auto") == 0)
+		return 0;
+	*mode = MIGRATE_COMPRESS_OFF;
+	if (strcmp(text, "off") == 0)
+		return 0;
+	*mode = MIGRATE_COMPRESS_ZSTD;
+	if (strcmp(text, "zstd") == 0)
+		return 0;
+	if (strncmp(text, "zstd:", 5) != 0 || strlen(text) > 7 ||
+	    parse_u64(text + 5, 1, MIGRATE_LEVEL_MAX, &v))
+		return -EINVAL;
+	*level = (int)v;
+	return 0;
 }

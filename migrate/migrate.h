@@ -39,6 +39,17 @@ enum migrate_verify {
 	MIGRATE_VERIFY_FULL,   /* and both sides rehash all of RAM at the pause */
 };
 
+enum migrate_compress {
+	MIGRATE_COMPRESS_AUTO, /* where the network is slower than zstd, and it helps */
+	MIGRATE_COMPRESS_OFF,
+	MIGRATE_COMPRESS_ZSTD, /* always, at a level of one's choice */
+};
+#define MIGRATE_LEVEL_MAX 19
+#define MIGRATE_LEVEL_DEFAULT 1
+
+/* "off", "auto", "zstd" or "zstd:LEVEL". -EINVAL. */
+int migrate_parse_compress(const char *text, enum migrate_compress *mode, int *level);
+
 enum migrate_phase {
 	MIGRATE_IDLE,
 	MIGRATE_LISTENING, /* destination */
@@ -78,7 +89,8 @@ struct migrate_stats {
 	uint64_t pages_scanned;
 	uint64_t pages_zero;
 	uint64_t pages_unchanged;
-	uint64_t pages_sent; /* with their content */
+	uint64_t pages_sent;	   /* with their content */
+	uint64_t pages_compressed; /* of these (source) */
 	uint64_t verified_pages;
 	enum migrate_verify verify;
 	uint64_t rtt_ns;
@@ -98,6 +110,8 @@ struct migrate_options {
 	uint64_t timeout_ns;	   /* of everything before the pause; then it is given up */
 	enum migrate_verify verify;
 	unsigned connections; /* 1 to MIGRATE_CONNECTIONS_MAX; 0: as the host has CPUs for */
+	enum migrate_compress compress;
+	int compress_level; /* 1 to MIGRATE_LEVEL_MAX, of MIGRATE_COMPRESS_ZSTD */
 };
 
 struct migration;

@@ -9,6 +9,7 @@ void page_counts_add(struct page_counts *to, const struct page_counts *from)
 	to->zero += from->zero;
 	to->unchanged += from->unchanged;
 	to->sent += from->sent;
+	to->packed += from->packed;
 }
 
 /* One thread stores: no need of what an atomic addition costs. */
@@ -22,10 +23,16 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 static int flush_batch(struct page_path *p, struct errmsg *err)
 {
 	struct conn_batch *b = p->batch;
+	int ret;
 
 	p->batch = NULL;
 	if (!b || b->head.n_descs == 0)
 		return 0;
+	ret = pack_batch(&p->pack, p->conn, b, err);
+	if (ret)
+		return ret;
+	if (b->head.packed)
+		count(&p->total.packed, b->head.n_data);
 	return conn_send_batch(p->conn, b, err);
 }
 
@@ -173,6 +180,7 @@ int pages_send_round(struct page_path *p, struct errmsg *err)
 	uint64_t n_words = p->dirty->n_words, word;
 	int ret = 0;
 
+	pack_begin_round(&p->pack);
 	while (ret == 0 && !work->stop &&
 	       (word = atomic_fetch_add(&work->next, PAGES_RANGE_WORDS)) < n_words) {
 		uint64_t n = MIN((uint64_t)PAGES_RANGE_WORDS, n_words - word);

@@ -25,6 +25,7 @@
 #include "conn.h"
 #include "dirty.h"
 #include "hashes.h"
+#include "pack.h"
 
 #define PAGES_RANGE_WORDS                                                                          \
 	(RAM_HOLES_MAX / 64) /* so many pages are cleared, then read, at a time                    \
@@ -32,7 +33,7 @@
 
 /* Stored by one thread; others may look. */
 struct page_counts {
-	_Atomic uint64_t scanned, zero, unchanged, sent;
+	_Atomic uint64_t scanned, zero, unchanged, sent, packed; /* packed: of those sent */
 };
 
 void page_counts_add(struct page_counts *to, const struct page_counts *from);
@@ -50,6 +51,7 @@ struct page_path {
 	struct page_work *work;
 	struct conn *conn;
 	struct conn_batch *batch; /* being filled, or NULL */
+	struct pack pack;
 	struct page_counts total;
 	/* Called after each range: progress, and a reason to stop (-errno). May be NULL. */
 	int (*tick)(void *arg, struct errmsg *err);

@@ -126,6 +126,7 @@ static void publish(struct migration *m)
 	m->stats.pages_zero = pages.zero;
 	m->stats.pages_unchanged = pages.unchanged;
 	m->stats.pages_sent = pages.sent;
+	m->stats.pages_compressed = pages.packed;
 	m->stats.rtt_ns = m->rtt;
 	pthread_mutex_unlock(&m->lock);
 }
@@ -367,6 +368,7 @@ static int precopy(struct migration *m)
 		.tick = tick,
 		.tick_arg = m,
 	};
+	pack_init(&m->path.pack, m->opt.compress, m->opt.compress_level);
 	ret = senders_open(&m->senders, m->opt.connections - 1, m->opt.uri, m->cancel_fd,
 			   m->session, &m->path, &m->err);
 	if (ret == 0)
@@ -649,6 +651,8 @@ static void *run_source(void *arg)
 	dirty_stop(&m->dirty);
 	publish(m);
 	senders_close(&m->senders, &cpu);
+	pack_free(&m->path.pack);
+
 	pthread_mutex_lock(&m->lock);
 	m->stats.total_ns = now_ns() - m->start_ns;
 	m->stats.cpu_ns = cpu + thread_cpu_ns();

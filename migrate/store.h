@@ -15,11 +15,13 @@
 #include "../vmm/ram.h"
 #include "conn.h"
 #include "hashes.h"
+#include "pack.h"
 
 struct store {
 	struct ram *ram;
 	struct hashes *hashes; /* of what is held here */
-	uint64_t used;	       /* bytes of RAM in use when the host's memory was last looked at */
+	struct unpack unpack;
+	uint64_t used; /* bytes of RAM in use when the host's memory was last looked at */
 	_Atomic uint64_t pages_stored, pages_zeroed; /* so far */
 };
 

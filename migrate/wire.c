@@ -49,8 +49,11 @@ int wire_check_batch(const struct wire_batch *b, const struct wire_desc *descs, 
 	*why = "counts beyond the limits";
 	if (b->n_descs == 0 || b->n_descs > WIRE_BATCH_DESCS || b->n_data > WIRE_BATCH_PAGES)
 		return -EPROTO;
+	*why = "packed contents that are no smaller";
+	if (b->zero || (b->packed && b->packed >= b->n_data * PAGE_SIZE))
+		return -EPROTO;
 	*why = "length and counts disagree";
-	if (length != sizeof(*b) + b->n_descs * sizeof(*descs) + b->n_data * PAGE_SIZE)
+	if (length != sizeof(*b) + b->n_descs * sizeof(*descs) + wire_batch_contents(b))
 		return -EPROTO;
 	for (uint32_t i = 0; i < b->n_descs; i++) {
 		const struct wire_desc *d = &descs[i];

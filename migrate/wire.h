@@ -99,13 +99,17 @@ const char *wire_type_name(unsigned type);
 uint32_t wire_max_length(unsigned type);
 
 /*
- * PAGES payload: u32 number of descriptors, u32 number of pages with content, the descriptors,
- * then the contents, 4096 bytes each, in the order of the descriptors of kind WIRE_PAGE_DATA.
+ * PAGES payload: this head, the descriptors, then the contents, 4096 bytes each, in the order of
+ * the descriptors of kind WIRE_PAGE_DATA; or, if `packed` is not 0, so many bytes that are one zstd
+ * frame (RFC 8878) of the same.
  */
 struct wire_batch {
 	uint32_t n_descs;
-	uint32_t n_data;
+	uint32_t n_data; /* pages with content */
+	uint32_t packed; /* fewer than n_data pages are */
+	uint32_t zero;
 };
+_Static_assert(sizeof(struct wire_batch) == 16, "head of a batch is 16 bytes on the wire");
 
 enum wire_page_kind {
 	WIRE_PAGE_DATA = 1, /* one page, its content follows */
@@ -120,6 +124,12 @@ struct wire_desc {
 	struct page_hash hash; /* of one page's content */
 };
 _Static_assert(sizeof(struct wire_desc) == 32, "descriptor is 32 bytes on the wire");
+
+/* Bytes of the contents, as they lie in the frame. */
+static inline uint32_t wire_batch_contents(const struct wire_batch *b)
+{
+	return b->packed ? b->packed : b->n_data * (uint32_t)PAGE_SIZE;
+}
 
 /*
  * Checks a received batch against the limits and against npages: counts, kinds, indices, and

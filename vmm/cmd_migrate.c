@@ -257,6 +257,8 @@ static json_t *make_request(const struct config *cfg, const char *uri)
 		json_object_set_new(r, "timeout_ms", report_ms(cfg->timeout_ns));
 	if (cfg->connections)
 		json_object_set_new(r, "connections", json_integer(cfg->connections));
+	if (cfg->compress[0])
+		json_object_set_new(r, "compress", json_string(cfg->compress));
 	return r;
 }
 

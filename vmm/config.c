@@ -79,6 +79,8 @@ static const struct option_spec migrate_options[] = {
 	 "stream: compare hashes of what was sent (default); full: rehash all RAM as well"},
 	{0, "connections", "N", OPTION_CONNECTIONS, AT(connections),
 	 "send over that many connections, 32 at most (default: as the CPUs allow, 1 to 4)"},
+	{0, "compress", "HOW", OPTION_COMPRESS, AT(compress),
+	 "auto: where the network is slow (default); off; zstd or zstd:LEVEL: always"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report as one line of JSON"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "a line per round on stderr"},
 	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "no progress, only errors on stderr"},
@@ -288,6 +290,18 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 		return config_vsock(dst, value, err);
 	case OPTION_CONSOLE:
 		return config_console(dst, value, err);
+	case OPTION_COMPRESS: {
+		enum migrate_compress mode;
+		int level;
+
+		if (migrate_parse_compress(value, &mode, &level))
+			return errmsg_set(err, -EINVAL,
+					  "'--%s': '%s' is none of 'auto', 'off', 'zstd' and "
+					  "'zstd:LEVEL' with a level from 1 to %d",
+					  o->name, value, MIGRATE_LEVEL_MAX);
+		memcpy(dst, value, strlen(value) + 1);
+		return 0;
+	}
 	case OPTION_VERIFY:
 		if (strcmp(value, "stream") == 0)
 			*(enum migrate_verify *)dst = MIGRATE_VERIFY_STREAM;

@@ -41,6 +41,7 @@ struct config {
 	uint64_t timeout_ns; /* of a migration, or of a stop; 0 when not given */
 	enum migrate_verify verify;
 	uint32_t connections; /* 0 when not given */
+	char compress[16];    /* "" when not given */
 	bool force;
 
 	bool json;
@@ -60,6 +61,7 @@ enum option_kind {
 	OPTION_CONNECTIONS, /* uint32_t, 1 to MIGRATE_CONNECTIONS_MAX */
 	OPTION_DURATION,    /* uint64_t nanoseconds */
 	OPTION_VERIFY,	    /* enum migrate_verify */
+	OPTION_COMPRESS,    /* char[], as it is given */
 	OPTION_DISK,	    /* this and the rest: struct vm_devices, which it is added to */
 	OPTION_NET,
 	OPTION_VSOCK,

@@ -385,13 +385,13 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT,
 				      .timeout_ns = MIGRATE_TIMEOUT_DEFAULT};
 	double downtime_ms = 0, timeout_ms = 0;
-	const char *cmd, *uri, *verify = "stream";
+	const char *cmd, *uri, *verify = "stream", *compress = "auto";
 	json_int_t connections = 0;
 	struct errmsg err = {""};
 
-	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I!}", "cmd", &cmd, "uri", &uri,
+	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s!}", "cmd", &cmd, "uri", &uri,
 		    "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify", &verify,
-		    "connections", &connections))
+		    "connections", &connections, "compress", &compress))
 		return;
 	if (config_check_uri(uri, &err)) {
 		ctl_error(client, NULL, "%s", err.text);
@@ -412,6 +412,11 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 		return;
 	}
 	opt.connections = (unsigned)connections;
+	if (migrate_parse_compress(compress, &opt.compress, &opt.compress_level)) {
+		ctl_error(client, NULL,
+			  "compress is none of \"auto\", \"off\", \"zstd\" and \"zstd:LEVEL\"");
+		return;
+	}
 	opt.verify = strcmp(verify, "full") ? MIGRATE_VERIFY_STREAM : MIGRATE_VERIFY_FULL;
 	memcpy(opt.uri, uri, strlen(uri) + 1);
 

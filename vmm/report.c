@@ -39,9 +39,9 @@ static const char *verify_name(enum migrate_verify v)
 
 static json_t *report_pages(const struct migrate_stats *s)
 {
-	return json_pack("{s:I,s:I,s:I,s:I}", "scanned", jint(s->pages_scanned), "zero",
+	return json_pack("{s:I,s:I,s:I,s:I,s:I}", "scanned", jint(s->pages_scanned), "zero",
 			 jint(s->pages_zero), "unchanged", jint(s->pages_unchanged), "sent",
-			 jint(s->pages_sent));
+			 jint(s->pages_sent), "compressed", jint(s->pages_compressed));
 }
 
 json_t *report_progress(const struct migrate_stats *s)
@@ -136,18 +136,20 @@ void report_summary(const json_t *final, FILE *f)
 {
 	const json_t *pages = json_object_get(final, "pages");
 	const json_t *parts = json_object_get(final, "downtime_parts");
-	char wire[32], ram[32];
+	char wire[32], ram[32], packed[64] = "";
 
 	format_size(wire, sizeof(wire), report_u64(final, "wire_bytes"));
 	format_size(ram, sizeof(ram), report_u64(final, "ram_bytes"));
+	if (number(pages, "compressed") > 0)
+		snprintf(packed, sizeof(packed), " (%.0f compressed)", number(pages, "compressed"));
 	fprintf(f, "%s in %.0f ms, downtime %.1f ms (expected %.1f), %.0f rounds\n",
 		text(final, "status"), number(final, "total_ms"), number(final, "downtime_ms"),
 		number(final, "estimate_downtime_ms"), number(final, "rounds"));
 	fprintf(f,
-		"  %s on the wire for %s of RAM: %.0f pages sent, %.0f zero, %.0f unchanged; "
+		"  %s on the wire for %s of RAM: %.0f pages sent%s, %.0f zero, %.0f unchanged; "
 		"%.0f verified (%s)\n",
-		wire, ram, number(pages, "sent"), number(pages, "zero"), number(pages, "unchanged"),
-		number(final, "verified_pages"), text(final, "verify"));
+		wire, ram, number(pages, "sent"), packed, number(pages, "zero"),
+		number(pages, "unchanged"), number(final, "verified_pages"), text(final, "verify"));
 	fprintf(f,
 		"  downtime: pause %.1f ms, last pages %.1f, state %.1f, proof %.1f, "
 		"commit %.1f; round trip %.2f ms\n",

@@ -90,6 +90,14 @@ static const char *connections(unsigned n)
 	return some[n % COUNT(some)];
 }
 
+static const char *compress(unsigned n)
+{
+	static const char *const some[] = {"--compress=zstd", "--compress=auto", "--compress=off",
+					   "--compress=zstd:2"};
+
+	return some[n % COUNT(some)];
+}
+
 START_TEST(writer)
 {
 	static const char *const ram[] = {"64M", "96M", "128M"};
@@ -97,8 +105,9 @@ START_TEST(writer)
 	const char *rate = rates[(_i / COUNT(kinds) + _i) % COUNT(rates)];
 	int cpus = 1 + _i % 2;
 	/* Flat out, what is dirty at the end is the whole set: it has to fit the downtime. */
-	const char *args = harness_path("kind=%s rate=%s ws=%s cpus=%d report=0 seed=%d", kind,
-					rate, rate[0] == '0' ? "8M" : "24M", cpus, _i + 1);
+	const char *args = harness_path("kind=%s rate=%s ws=%s cpus=%d report=0 seed=%d%s", kind,
+					rate, rate[0] == '0' ? "8M" : "12M", cpus, _i + 1,
+					_i % 4 < 2 ? " content=text" : "");
 	uint64_t t_ms = 0, pages, writes = 0;
 	const char *line;
 	struct guest g;
@@ -117,7 +126,7 @@ START_TEST(writer)
 		need(kv(line, "t_ms") >= t_ms, "the clock went back from %lu: %s", t_ms, line);
 		t_ms = kv(line, "t_ms");
 		guest_move(&g, &m, uri(n + (unsigned)_i), "--verify=full", downtime(),
-			   "--timeout=50s", connections(n), NULL);
+			   "--timeout=50s", connections(n), compress(n + (unsigned)_i), NULL);
 		line = ask(&g, "r", "^dirty t_ms=");
 		need(kv(line, "t_ms") >= t_ms, "the clock went back from %lu: %s", t_ms, line);
 		t_ms = kv(line, "t_ms");
@@ -150,7 +159,8 @@ START_TEST(unaided)
 	proc_fatal(g.proc, BARE_DIRTY_ERROR "| panic ");
 	guest_expect(&g, "^dirty ready ", LINE_MS);
 	for (unsigned n = 0; n < 3; n++) {
-		guest_move(&g, NULL, uri(n), downtime(), connections(n), NULL);
+		guest_move(&g, NULL, uri(n), downtime(), connections(n), compress(n + (unsigned)_i),
+			   NULL);
 		ck_assert_uint_eq(kv(ask(&g, "v", "^dirty verify "), "errors"), 0);
 	}
 	guest_send(&g, "q");

@@ -161,6 +161,7 @@ static void begin(void)
 	ck_assert_int_eq(dirty_start(&d, m->vm, &m->err), 0);
 	path = (struct page_path){
 		.vm = m->vm, .dirty = &d, .hashes = &hashes, .work = &work, .conn = &conn};
+	pack_init(&path.pack, MIGRATE_COMPRESS_AUTO, 0);
 	ck_assert_int_eq(pthread_create(&other.thread, NULL, take_frames, NULL), 0);
 }
 
@@ -195,6 +196,8 @@ static void end(void)
 	}
 	ck_assert_int_eq(hashes_compare_ram(&hashes, &m->vm->ram, &index, NULL, NULL), 0);
 	conn_close(&other.conn);
+	pack_free(&path.pack);
+	unpack_free(&other.store.unpack);
 	ram_destroy(&other.ram);
 	dirty_stop(&d);
 	hashes_free(&hashes);
@@ -220,6 +223,42 @@ START_TEST(all_arrives)
 	ck_assert_uint_eq(path.total.unchanged, 0);
 	ck_assert_uint_gt(path.total.sent, 500);
 	ck_assert_uint_gt(path.total.zero, 1000);
+	end();
+}
+END_TEST
+
+/* Bytes that zstd cannot make smaller. */
+static void fill_random(uint64_t index)
+{
+	static uint8_t page[PAGE_SIZE];
+	uint64_t x = index + 1, *word = (uint64_t *)(void *)page;
+
+	for (size_t i = 0; i < PAGE_SIZE / sizeof(*word); i++) {
+		x ^= x << 13;
+		x ^= x >> 7;
+		x ^= x << 17;
+		word[i] = x;
+	}
+	ck_assert_int_eq(ram_write(&m->vm->ram, index * PAGE_SIZE, page, PAGE_SIZE), 0);
+}
+
+/* Compressed where that makes a batch smaller, between holes, zeros and what is sent as it is. */
+START_TEST(compressed_pages_arrive)
+{
+	begin();
+	pack_init(&path.pack, MIGRATE_COMPRESS_ZSTD, 3);
+	for (uint64_t i = 300; i < 900; i++)
+		fill(i, (uint8_t)(i % 16 ? i % 251 + 1 : 0));
+	for (uint64_t i = 1024; i < 1536; i++)
+		fill_random(i);
+	a_round();
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	ck_assert_uint_ge(path.total.packed, 500);
+	ck_assert_uint_le(path.total.packed, 600 + 2 * WIRE_BATCH_PAGES);
+	ck_assert_uint_gt(path.total.sent, 1000);
+	ck_assert_uint_lt(conn.sent, 512 * PAGE_SIZE + MIB);
+	fill(310, 7);
+	fill_random(311);
 	end();
 }
 END_TEST
@@ -646,6 +685,7 @@ int main(void)
 {
 	const TTest *const tests[] = {
 		all_arrives,
+		compressed_pages_arrive,
 		rounds_shrink,
 		store_before_clearing,
 		store_after_clearing,

@@ -25,7 +25,7 @@ static struct wire_desc zeros(uint64_t index, uint32_t count)
 static uint32_t length(void)
 {
 	return (uint32_t)(sizeof(head) + head.n_descs * sizeof(desc[0]) +
-			  head.n_data * (uint32_t)PAGE_SIZE);
+			  wire_batch_contents(&head));
 }
 
 static int check(void)
@@ -70,9 +70,9 @@ START_TEST(counts)
 	refused("counts beyond the limits");
 	/* That their product wraps must not help. */
 	head = (struct wire_batch){.n_descs = 0x80000001, .n_data = 1};
-	ck_assert_int_eq(wire_check_batch(&head, desc, 8 + 32 + 4096, NPAGES, &why), -EPROTO);
+	ck_assert_int_eq(wire_check_batch(&head, desc, 16 + 32 + 4096, NPAGES, &why), -EPROTO);
 	head = (struct wire_batch){.n_descs = 1, .n_data = 0x100001};
-	ck_assert_int_eq(wire_check_batch(&head, desc, 8 + 32 + 4096, NPAGES, &why), -EPROTO);
+	ck_assert_int_eq(wire_check_batch(&head, desc, 16 + 32 + 4096, NPAGES, &why), -EPROTO);
 }
 END_TEST
 
@@ -147,6 +147,27 @@ START_TEST(kinds)
 }
 END_TEST
 
+START_TEST(packed)
+{
+	head = (struct wire_batch){.n_descs = 2, .n_data = 1, .packed = 100};
+	desc[0] = data_page(5);
+	desc[1] = zeros(6, 1);
+	ck_assert_int_eq(check(), 0);
+	ck_assert_uint_eq(length(), sizeof(head) + 2 * sizeof(desc[0]) + 100);
+	head.packed = PAGE_SIZE - 1;
+	ck_assert_int_eq(check(), 0);
+	head.packed = PAGE_SIZE;
+	refused("no smaller");
+	head.packed = UINT32_MAX;
+	refused("no smaller");
+	head = (struct wire_batch){.n_descs = 1, .packed = 1};
+	desc[0] = zeros(6, 1);
+	refused("no smaller");
+	head = (struct wire_batch){.n_descs = 1, .zero = 1};
+	refused("no smaller");
+}
+END_TEST
+
 START_TEST(types)
 {
 	for (unsigned t = 1; t < WIRE_N_TYPES; t++) {
@@ -195,8 +216,8 @@ END_TEST
 
 int main(void)
 {
-	const TTest *const tests[] = {good_batches, counts, lengths,   indices,
-				      kinds,	    types,  check_sums};
+	const TTest *const tests[] = {good_batches, counts, lengths, indices,
+				      kinds,	    packed, types,   check_sums};
 
 	return check_main("wire", tests, ARRAY_SIZE(tests));
 }

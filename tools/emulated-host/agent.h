@@ -16,8 +16,9 @@
  * SILENCE_MS takes the host for dead. The client says NUDGE all the time: QEMU's emulation of
  * nested guests changes the processor's set of pending interrupts without the lock under which its
  * devices add to it (seen in 7.2), so that an interrupt may get lost. If that was the timer's, an
- * idle host would sleep for ever; the next interrupt of any device mends it. A client that goes away takes its command along
- * (SIGHUP, then SIGKILL); a command that ends leaves its background children alone.
+ * idle host would sleep for ever; the next interrupt of any device mends it. A client that goes
+ * away takes its command along (SIGHUP, then SIGKILL); a command that ends leaves its background
+ * children alone.
  */
 
 #ifndef EMULATED_HOST_AGENT_H

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT */
+#include "pack.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <zstd.h>
+
+#define WINDOW 16U /* batches between two decisions */
+#define CONTENT_MIN (4 * PAGE_SIZE)
+
+/* Until they have been measured; the ratio also is what one hopes for when it is tried again. */
+#define ZSTD_GUESS 3.0 /* ns a byte */
+#define RATIO_HOPE 0.4
+#define RATIO_BAD 0.95
+/* A gain that is within the noise is none. */
+#define WORTH 0.9
+/* zstd has levels below 1, too, which are quicker. */
+#define AUTO_LEVEL_MIN (-5)
+#define AUTO_LEVEL_MAX 9
+#define REST_MIN 8U
+#define REST_MAX 512U
+
+void pack_init(struct pack *p, enum migrate_compress mode, int level)
+{
+	*p = (struct pack){
+		.mode = mode,
+		.level = mode == MIGRATE_COMPRESS_ZSTD ? level : 1,
+		.zstd = ZSTD_GUESS,
+		.ratio = RATIO_HOPE,
+		.rest = REST_MIN,
+	};
+}
+
+void pack_free(struct pack *p)
+{
+	ZSTD_freeCCtx(p->ctx);
+	p->ctx = NULL;
+}
+
+static double larger(double a, double b)
+{
+	return a > b ? a : b;
+}
+
+static double packed_cost(const struct pack *p, double zstd, double ratio)
+{
+	return larger(p->work + zstd, ratio * p->wire);
+}
+
+static bool pays(const struct pack *p, double ratio)
+{
+	return packed_cost(p, p->zstd, ratio) < WORTH * larger(p->work, p->wire);
+}
+
+/* What a byte has cost in the window that ends now. */
+static void measure(struct pack *p, const struct conn *c, uint64_t now)
+{
+	double wall = (double)(now - p->start_ns), content = (double)p->content;
+	double blocked = (double)(c->blocked_ns - p->blocked_ns);
+	double sent = (double)(c->sent - p->sent);
+
+	if (content <= 0 || sent <= 0)
+		return;
+	p->work = larger(wall - blocked - (double)p->zstd_ns, 0) / content;
+	/* Without waiting it is only known that it is not slower than that. */
+	if (blocked > wall / 16 || p->wire > wall / sent)
+		p->wire = wall / sent;
+}
+
+/*
+ * A level costs about half as much again as the one below it: go up while the network would wait
+ * even so, and down when it waits for us. 0 is none, but stands for the default.
+ */
+static void choose_level(struct pack *p)
+{
+	double wire = p->ratio * p->wire;
+	int step = 0;
+
+	if (p->work + 2 * p->zstd < wire && p->level < AUTO_LEVEL_MAX)
+		step = 1;
+	else if (p->work + p->zstd > wire && p->level > AUTO_LEVEL_MIN)
+		step = -1;
+	p->level += p->level + step ? step : 2 * step;
+}
+
+static void decide(struct pack *p)
+{
+	bool was = p->on;
+
+	p->on = pays(p, p->ratio);
+	if (p->on)
+		choose_level(p);
+	else if (was)
+		p->wait = p->rest = REST_MIN;
+}
+
+/* Of a batch when packing is off: is it time to see whether content has become better? */
+static bool try_again(struct pack *p)
+{
+	if (p->wait) {
+		p->wait--;
+		return false;
+	}
+	return pays(p, RATIO_HOPE);
+}
+
+static void begin_window(struct pack *p, const struct conn *c, uint64_t now)
+{
+	p->start_ns = now;
+	p->blocked_ns = c->blocked_ns;
+	p->sent = c->sent;
+	p->content = p->zstd_ns = 0;
+	p->batches = 0;
+}
+
+void pack_begin_round(struct pack *p)
+{
+	p->start_ns = 0;
+}
+
+static int compress(struct pack *p, struct conn_batch *b, struct errmsg *err)
+{
+	size_t len = b->head.n_data * PAGE_SIZE, n;
+	uint64_t start = now_ns(), ns;
+	double ratio = 1;
+
+	if (!p->ctx)
+		p->ctx = ZSTD_createCCtx();
+	if (!b->packed)
+		b->packed = malloc(CONN_BATCH_BYTES);
+	if (!p->ctx || !b->packed)
+		return errmsg_set(err, -ENOMEM, "no memory for compression");
+	/* No room for what would be no smaller: it gives up then. */
+	n = ZSTD_compressCCtx(p->ctx, b->packed, (size_t)((double)len * RATIO_BAD), b->data, len,
+			      p->level);
+	if (!ZSTD_isError(n)) {
+		b->head.packed = (uint32_t)n;
+		ratio = (double)n / (double)len;
+	}
+	ns = now_ns() - start;
+	p->zstd_ns += ns;
+	p->zstd = (3 * p->zstd + (double)ns / (double)len) / 4;
+	p->ratio = (3 * p->ratio + ratio) / 4;
+	return 0;
+}
+
+int pack_batch(struct pack *p, struct conn *c, struct conn_batch *b, struct errmsg *err)
+{
+	uint64_t now;
+	bool tried;
+	int ret;
+
+	if (p->mode == MIGRATE_COMPRESS_OFF || b->head.n_data * PAGE_SIZE < CONTENT_MIN)
+		return 0;
+	if (p->mode == MIGRATE_COMPRESS_ZSTD)
+		return compress(p, b, err);
+	now = now_ns();
+	if (p->start_ns == 0)
+		begin_window(p, c, now);
+	if (p->batches >= WINDOW) {
+		measure(p, c, now);
+		decide(p);
+		begin_window(p, c, now);
+	}
+	p->batches++;
+	p->content += b->head.n_data * PAGE_SIZE;
+	if (p->on)
+		return compress(p, b, err);
+	tried = try_again(p);
+	ret = tried ? compress(p, b, err) : 0;
+	if (tried && !pays(p, p->ratio)) {
+		p->rest = MIN(2 * p->rest, REST_MAX);
+		p->wait = p->rest;
+	}
+	return ret;
+}
+
+/* ---- the other side ---- */
+
+void unpack_free(struct unpack *u)
+{
+	ZSTD_freeDCtx(u->ctx);
+	free(u->packed);
+	free(u->pages);
+	*u = (struct unpack){0};
+}
+
+int unpack_prepare(struct unpack *u)
+{
+	if (!u->ctx)
+		u->ctx = ZSTD_createDCtx();
+	if (!u->packed)
+		u->packed = malloc(CONN_BATCH_BYTES);
+	if (!u->pages)
+		u->pages = malloc(CONN_BATCH_BYTES);
+	return u->ctx && u->packed && u->pages ? 0 : -ENOMEM;
+}
+
+int unpack_pages(struct unpack *u, uint32_t len, uint32_t n_data)
+{
+	size_t want = n_data * PAGE_SIZE;
+	size_t n = ZSTD_decompressDCtx(u->ctx, u->pages, want, u->packed, len);
+
+	return ZSTD_isError(n) || n != want ? -EBADMSG : 0;
+}
