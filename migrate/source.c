@@ -680,12 +680,13 @@ static void run_done(struct loop_task *task)
 	m->done(m->done_arg);
 }
 
-/* Beside the guest itself; more than a few only help where a network is much faster than a core. */
+/* Two share what CPU time there is better with a guest that is busy than one does; more than a few
+ * only help where a network is much faster than a core. */
 static unsigned default_connections(void)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
-	return cpus >= 8 ? 4 : cpus >= 4 ? 2 : 1;
+	return cpus >= 8 ? 4 : cpus >= 2 ? 2 : 1;
 }
 
 int migrate_start(struct migration **out, struct vm *vm, const struct migrate_options *opt,

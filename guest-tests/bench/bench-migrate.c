@@ -24,15 +24,16 @@
  *	wire/content	the same against the bytes of the pages that hold something
  *
  * Both sides are started and the guest has filled its memory before anything is measured. Memory
- * that the destination will need has been in use before: each case first fills as much as both
- * sides take, for a host may itself give out memory slowly the first time.
+ * that the destination will need is in use, by this tool, until right before the move: a host that
+ * is a virtual machine itself may give free memory back to its own host, and then takes longer to
+ * get it again than a page takes to arrive.
  */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../bare/contract.h"
@@ -139,6 +140,24 @@ static double resident_ram(pid_t pid, double ram_bytes)
 	}
 	fclose(f);
 	return sum;
+}
+
+/* As much as the destination will need; in large pages, as these are the first to be given back. */
+static void *hold_memory(const struct setup *s)
+{
+	size_t len = (size_t)s->content_mib << 20;
+	char *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	need(p != MAP_FAILED, "no %zu MiB of memory: %s", len >> 20, strerror(errno));
+	madvise(p, len, MADV_HUGEPAGE);
+	need(!madvise(p, len, MADV_POPULATE_WRITE), "%zu MiB of memory: %s", len >> 20,
+	     strerror(errno));
+	return p;
+}
+
+static void release_memory(const struct setup *s, void *p)
+{
+	munmap(p, (size_t)s->content_mib << 20);
 }
 
 /* ---- what the guest says ---- */
@@ -301,6 +320,7 @@ static void run_godwit(struct bench_run *r)
 	struct move report;
 	struct guest g;
 	struct dest d;
+	void *memory;
 	bool completed;
 
 	if (s->link) {
@@ -314,10 +334,12 @@ static void run_godwit(struct bench_run *r)
 		    s->payload, NULL);
 	ready_at = wait_ready(g.proc);
 	ask(g.proc, "zr", "^dirty t_ms=");
+	memory = hold_memory(s);
 	m.g = &g;
 	m.d = &d;
 	side_begin(&m.src, g.proc->pid);
 	side_begin(&m.dst, d.proc->pid);
+	release_memory(s, memory);
 	m.client = move_start(&g, d.uri, harness_path("--downtime=%ums", downtime_ms(s)),
 			      harness_path("--timeout=%us", give_up), GODWIT_WORDS NULL);
 	need(harness_until(godwit_over, &m, (int)(give_up + 60) * 1000), "the move does not end");
@@ -394,15 +416,18 @@ static void run_qemu(struct bench_run *r, struct qemu_move move)
 	struct qemu_watch *w = calloc(1, sizeof(*w));
 	struct qemu_moved res;
 	double ready_at, start;
+	void *memory;
 
 	need(w, "out of memory");
 	start_qemus(w, s);
 	ready_at = wait_ready(w->src.proc);
 	ask(w->src.proc, "zr", "^dirty t_ms=");
+	memory = hold_memory(s);
 	move.downtime_ms = downtime_ms(s);
 	move.host = s->link ? LINK_DEST : "127.0.0.1";
 	side_begin(&w->src_side, w->src.proc->pid);
 	side_begin(&w->dst_side, w->dst.proc->pid);
+	release_memory(s, memory);
 	qemu_move_start(&w->src, &w->dst, &move, &start);
 	if (!harness_until(qemu_over, w, (int)give_up * 1000))
 		qemu_move_cancel(&w->src);
@@ -448,33 +473,15 @@ static void run_qemu_zstd(struct bench_run *r)
 
 /* ---- cases ---- */
 
-/* Lets the host have the memory ready that both sides are going to use. */
-static bool warm_memory(const struct bench_case *c, char why[256])
+static bool possible(const struct bench_case *c, char why[256])
 {
 	const struct setup *s = c->arg;
-	size_t len = (size_t)s->content_mib * 2 << 20;
-	int status;
-	pid_t child;
 
 	if (!qemu_installed()) {
 		snprintf(why, 256, "qemu-system-x86_64 is not installed");
 		return false;
 	}
-	if (s->link && !link_possible(why))
-		return false;
-	fflush(NULL);
-	child = fork();
-	if (child == 0) {
-		char *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-
-		_exit(len && p == MAP_FAILED);
-	}
-	if (child < 0 || waitpid(child, &status, 0) != child || status) {
-		snprintf(why, 256, "the machine has no %zu MiB of memory free", len >> 20);
-		return false;
-	}
-	return true;
+	return !s->link || link_possible(why);
 }
 
 /* Aims, as parts of an initializer. */
@@ -569,7 +576,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS},
 		.figures = idle_1g,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 1000,
 					     .payload = FILL_1G "kind=idle"},
@@ -580,7 +587,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS},
 		.figures = idle_4g,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 4096,
 					     .content_mib = 4050,
 					     .payload = FILL_4G "kind=idle"},
@@ -591,7 +598,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS},
 		.figures = zeros_1g,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 1000,
 					     .payload = FILL_1G "kind=idle content=zero"},
@@ -602,7 +609,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS},
 		.figures = new_rate,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 1000,
 					     .payload = HOT_256M "kind=new rate=50M"},
@@ -613,7 +620,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS},
 		.figures = new_rate,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 1000,
 					     .payload = HOT_256M "kind=new rate=200M",
@@ -625,7 +632,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS},
 		.figures = new_flat,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 1000,
 					     .payload = HOT_256M "kind=new",
@@ -637,7 +644,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS},
 		.figures = same_flat,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 1000,
 					     .payload = HOT_256M "kind=same",
@@ -649,7 +656,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS},
 		.figures = few_flat,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 1000,
 					     .payload = HOT_256M "kind=few",
@@ -661,7 +668,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT, QEMUS, QEMU_ZSTD},
 		.figures = text_1gbit,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 1000,
 					     .payload = FILL_1G "kind=idle content=text",
@@ -673,7 +680,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT},
 		.figures = round_1g,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 1024,
 					     .content_mib = 256,
 					     .payload = HOT_4M,
@@ -686,7 +693,7 @@ static const struct bench_case cases[] = {
 		.contenders = {GODWIT},
 		.figures = round_16g,
 		.timeout_s = RUN_S,
-		.prepare = warm_memory,
+		.prepare = possible,
 		.arg = &(const struct setup){.ram_mib = 16384,
 					     .content_mib = 256,
 					     .payload = HOT_4M,
