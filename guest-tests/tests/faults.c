@@ -47,7 +47,7 @@ void scene_start_with(struct scene *s, const char *uri, const char *cmdline, ...
 
 void scene_migrate(struct scene *s)
 {
-	s->migrate = move_start(&s->g, s->relay->uri, NULL);
+	s->migrate = move_start(&s->g, s->relay->uri, "--connections=1", NULL);
 }
 
 static void need_match(const char *text, const char *regex, const char *what)
@@ -166,7 +166,7 @@ void source_uncertain(struct scene *s)
 	guest_silent(s->g.proc);
 	p = godwit_run(1, "resume", s->g.name, NULL);
 	need_match(p->err.buf, "resume --force", "stderr of resume");
-	p = godwit_run(1, "migrate", s->g.name, s->relay->uri, NULL);
+	p = godwit_run(1, "migrate", s->g.name, s->relay->uri, "--connections=1", NULL);
 	need_match(p->err.buf, "uncertain", "stderr of a second migrate");
 	guest_silent(s->g.proc);
 }

@@ -36,7 +36,7 @@ void attempt_act(struct attempt *a, int step, enum relay_what what, struct proc 
 
 void attempt_run(struct attempt *a, struct guest *g)
 {
-	struct proc *migrate = move_start(g, a->relay->uri, NULL);
+	struct proc *migrate = move_start(g, a->relay->uri, "--connections=1", NULL);
 
 	a->status = proc_wait(migrate, MOVE_MS);
 	move_report(migrate, a->status, &a->m, MOVE_MS);

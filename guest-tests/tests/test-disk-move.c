@@ -289,7 +289,7 @@ START_TEST(stolen)
 					    .what = RELAY_EDIT,
 					    .edit = steal,
 					    .arg = &thief});
-	migrate = move_start(&g, relay->uri, NULL);
+	migrate = move_start(&g, relay->uri, "--connections=1", NULL);
 	/* The destination must not run it without its disk, nor must the source. */
 	move_report(migrate, 3, &m, MOVE_MS);
 	relay_all_done(relay);

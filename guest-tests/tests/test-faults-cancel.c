@@ -250,7 +250,7 @@ START_TEST(timeout)
 						      .type = WIRE_ROUND_ACK,
 						      .nth = i + 1,
 						      .what = RELAY_HOLD});
-	s.migrate = move_start(&s.g, s.relay->uri, "--timeout",
+	s.migrate = move_start(&s.g, s.relay->uri, "--connections=1", "--timeout",
 			       harness_path("%dms", harness_slow(4000)), "--downtime", "1us", NULL);
 	for (unsigned i = 0; i < 3; i++) {
 		uint64_t until;

@@ -243,7 +243,7 @@ START_TEST(forged_page)
 	scene_start(&s, "unix:");
 	edit(&s, WIRE_HELLO, learn_seed, &h);
 	edit(&s, WIRE_PAGES, forge_page, &h);
-	s.migrate = move_start(&s.g, s.relay->uri, "--verify", verify[_i], NULL);
+	s.migrate = move_start(&s.g, s.relay->uri, "--connections=1", "--verify", verify[_i], NULL);
 	refused_and_back(&s, "source and destination hold different memory in pages");
 }
 END_TEST

@@ -95,7 +95,8 @@ START_TEST(source_hashes)
 					      .what = RELAY_EDIT,
 					      .edit = ask_now,
 					      .arg = &r});
-	s.migrate = move_start(&s.g, s.relay->uri, "--verify=full", "--downtime=10s", NULL);
+	s.migrate = move_start(&s.g, s.relay->uri, "--connections=1", "--verify=full",
+			       "--downtime=10s", NULL);
 	scene_report(&s, 1, _i ? "the destination says: cancelled" : "cancelled");
 	need(strcmp(s.m.status, _i ? "failed" : "cancelled") == 0, "status '%s'", s.m.status);
 	need(relay_seen(s.relay, TO_DEST, WIRE_PROOF) == 0, "the proof went out all the same: %s",
@@ -119,7 +120,8 @@ START_TEST(dest_hashes)
 					      .what = RELAY_EDIT,
 					      .edit = ask_now,
 					      .arg = &r});
-	s.migrate = move_start(&s.g, s.relay->uri, "--verify=full", "--downtime=10s", NULL);
+	s.migrate = move_start(&s.g, s.relay->uri, "--connections=1", "--verify=full",
+			       "--downtime=10s", NULL);
 	scene_report(&s, 1, _i ? "cancelled" : "the destination says: cancelled");
 	need(relay_seen(s.relay, TO_SOURCE, WIRE_READY) == 0,
 	     "the destination got ready all the same: %s", s.relay->trace);

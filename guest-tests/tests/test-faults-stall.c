@@ -31,7 +31,7 @@ static void start(struct stall *s, const char *name, const char *dest, enum rela
 	dest_start(&s->d, dest, "unix:", NULL);
 	s->relay = relay_start("unix:", s->d.uri);
 	relay_act(s->relay, (struct relay_act){.dir = dir, .type = type, .what = RELAY_HOLD});
-	s->migrate = move_start(&s->g, s->relay->uri, NULL);
+	s->migrate = move_start(&s->g, s->relay->uri, "--connections=1", NULL);
 	relay_wait(s->relay, 0, 30000);
 }
 
