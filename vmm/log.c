@@ -51,6 +51,22 @@ void log_msg(enum log_level level, const char *fmt, ...)
 	(void)!write(STDERR_FILENO, line, (size_t)n);
 }
 
+bool log_allowed(struct log_limit *l)
+{
+	uint64_t now = now_ns();
+
+	if (l->told_ns && now - l->told_ns < LOG_LIMIT_NS) {
+		l->untold++;
+		return false;
+	}
+	l->more[0] = '\0';
+	if (l->untold)
+		snprintf(l->more, sizeof(l->more), " (and %u before it)", l->untold);
+	l->told_ns = now;
+	l->untold = 0;
+	return true;
+}
+
 int errmsg_set(struct errmsg *e, int err, const char *fmt, ...)
 {
 	va_list ap;

@@ -33,6 +33,21 @@ void log_msg(enum log_level level, const char *fmt, ...) PRINTF(2, 3);
 #define log_debug(...) log_msg(LOG_DEBUG, __VA_ARGS__)
 
 /*
+ * What a guest, or a disk that fails, can cause a thousand times is told once and then not for
+ * LOG_LIMIT_NS. Zeroed at first; the caller's lock guards it.
+ */
+#define LOG_LIMIT_NS (10 * NS_PER_SEC)
+
+struct log_limit {
+	uint64_t told_ns;
+	unsigned untold;
+	char more[40]; /* for the end of the line: " (and N before it)", or nothing */
+};
+
+/* Is it to be told now? */
+bool log_allowed(struct log_limit *l);
+
+/*
  * Text of an error that crosses threads or the wire: what failed and what to do about it.
  * Filled where the cause is understood, shown once by whoever reports to the user.
  */

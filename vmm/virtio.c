@@ -438,8 +438,10 @@ void virtio_fail(struct virtio *v, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	log_warn("%s %u: the guest's driver made a mistake: %s; it is stopped until its reset",
-		 v->ops->name, v->dev.instance, text);
+	if (log_allowed(&v->mistakes))
+		log_warn("%s %u: the guest's driver made a mistake: %s; it is stopped until its "
+			 "reset%s",
+			 v->ops->name, v->dev.instance, text, v->mistakes.more);
 	v->status |= VIRTIO_NEEDS_RESET;
 	config_changed(v);
 }

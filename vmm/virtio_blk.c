@@ -50,8 +50,6 @@
 #define ZEROES_SECTORS (64 * MIB / DISK_SECTOR)
 #define ZEROES_RANGES 1U
 
-#define ERROR_LOG_NS (10 * NS_PER_SEC)
-
 /* Device configuration (5.2.4), little-endian. */
 struct blk_config {
 	uint64_t capacity; /* sectors */
@@ -124,8 +122,7 @@ struct virtio_blk {
 	uint8_t serial[VM_SERIAL_MAX];
 	struct blk_queue queue[VM_MAX_DEVICE_QUEUES];
 
-	uint64_t error_logged_ns;
-	unsigned errors_unsaid;
+	struct log_limit io_errors;
 };
 
 static struct virtio_blk *to_blk(struct virtio *v)
@@ -199,7 +196,6 @@ static void finish_begun(struct request *r, uint8_t status, uint32_t stored)
 		blk_serve(&b->v, queue);
 }
 
-/* A disk that fails does it a thousand times: the first is told, and a sum now and then. */
 static void log_io_error(struct virtio_blk *b, const struct disk_op *op, int err)
 {
 	static const char *const verb[] = {
@@ -208,16 +204,10 @@ static void log_io_error(struct virtio_blk *b, const struct disk_op *op, int err
 		[DISK_DISCARD] = "discard",
 		[DISK_ZERO] = "zero",
 	};
-	uint64_t now = now_ns();
-	char more[48] = "";
-	const char *why;
+	const char *why, *more = b->io_errors.more;
 
-	if (b->error_logged_ns && now - b->error_logged_ns < ERROR_LOG_NS) {
-		b->errors_unsaid++;
+	if (!log_allowed(&b->io_errors))
 		return;
-	}
-	if (b->errors_unsaid)
-		snprintf(more, sizeof(more), " (and %u before it)", b->errors_unsaid);
 	why = err == -ENODATA ? "the image ends before it, was it truncated?" : strerror(-err);
 	if (op->verb == DISK_SYNC)
 		log_error("disk %s: sync: %s%s", b->image.path, why, more);
@@ -225,8 +215,6 @@ static void log_io_error(struct virtio_blk *b, const struct disk_op *op, int err
 		log_error("disk %s: %s of %llu bytes at %llu: %s; the guest gets an I/O error%s",
 			  b->image.path, verb[op->verb], (unsigned long long)op->len,
 			  (unsigned long long)op->offset, why, more);
-	b->error_logged_ns = now;
-	b->errors_unsaid = 0;
 }
 
 /* ---- reads, writes, ranges ---- */

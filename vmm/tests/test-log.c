@@ -2,6 +2,7 @@
 #include "../log.h"
 
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "check-main.h"
@@ -54,9 +55,39 @@ START_TEST(long_line)
 }
 END_TEST
 
+/* Time, as now_ns() sees it. */
+static uint64_t clock_s;
+
+int clock_gettime(clockid_t id, struct timespec *ts)
+{
+	(void)id;
+	*ts = (struct timespec){.tv_sec = (time_t)clock_s};
+	return 0;
+}
+
+START_TEST(limited)
+{
+	struct log_limit l = {0};
+
+	clock_s = 1000;
+	ck_assert(log_allowed(&l));
+	ck_assert_str_eq(l.more, "");
+	for (unsigned i = 0; i < 1000; i++)
+		ck_assert(!log_allowed(&l));
+	clock_s += LOG_LIMIT_NS / NS_PER_SEC - 1;
+	ck_assert(!log_allowed(&l));
+	clock_s += 1;
+	ck_assert(log_allowed(&l));
+	ck_assert_str_eq(l.more, " (and 1001 before it)");
+	clock_s += LOG_LIMIT_NS / NS_PER_SEC;
+	ck_assert(log_allowed(&l));
+	ck_assert_str_eq(l.more, "");
+}
+END_TEST
+
 int main(void)
 {
-	const TTest *const tests[] = {plain, hostile, long_line};
+	const TTest *const tests[] = {plain, hostile, long_line, limited};
 
 	return check_main("log", tests, sizeof(tests) / sizeof(tests[0]));
 }
