@@ -127,7 +127,7 @@ struct virtio {
 	struct virtio_queue queue[VIRTIO_MAX_QUEUES];
 
 	unsigned inflight;
-	struct log_limit mistakes; /* a driver can reset the device and make the next at once */
+	struct log_limit mistakes;   /* a driver can reset the device and make the next at once */
 	bool stopped;		     /* quiesced, or built and not yet resumed or run */
 	bool resetting;		     /* waits for inflight */
 	bool came;		     /* was loaded and has not run here yet; see virtio_resume() */

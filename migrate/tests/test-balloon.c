@@ -121,8 +121,10 @@ static void add_all_given(unsigned stride)
 /* The host's side of the move; at_precopy, when not NULL, is called once pages are on their way. */
 static void move(enum migrate_verify verify, void (*at_precopy)(void), struct migrate_stats *from)
 {
-	struct migrate_options opt = {
-		.downtime_ns = NS_PER_SEC, .timeout_ns = 60 * NS_PER_SEC, .verify = verify};
+	struct migrate_options opt = {.downtime_ns = NS_PER_SEC,
+				      .timeout_ns = 60 * NS_PER_SEC,
+				      .verify = verify,
+				      .compress = MIGRATE_COMPRESS_OFF};
 	uint64_t deadline = now_ns() + 50 * NS_PER_SEC;
 	struct migrate_stats to;
 	struct migration *mig;

@@ -12,13 +12,9 @@
  * runs both. The first one is the request and carries a secret that only who started the host can
  * read, since any local user can reach the port. Standard input is sent against credit: the server
  * grants what it can hold, so that a command which does not read never keeps a signal waiting
- * behind its input. The server says ALIVE every now and then; a client that hears nothing for
- * SILENCE_MS takes the host for dead. The client says NUDGE all the time: QEMU's emulation of
- * nested guests changes the processor's set of pending interrupts without the lock under which its
- * devices add to it (seen in 7.2), so that an interrupt may get lost. If that was the timer's, an
- * idle host would sleep for ever; the next interrupt of any device mends it. A client that goes
- * away takes its command along (SIGHUP, then SIGKILL); a command that ends leaves its background
- * children alone.
+ * behind its input. The server says ALIVE when it has nothing else to say; a client that hears
+ * nothing for SILENCE_MS takes the host for dead. A client that goes away takes its command along
+ * (SIGHUP, then SIGKILL); a command that ends leaves its background children alone.
  */
 
 #ifndef EMULATED_HOST_AGENT_H
@@ -34,7 +30,6 @@
 #define CREDIT 65536U /* bytes of standard input under way */
 #define SECRET_LEN 32
 #define ALIVE_MS 2000
-#define NUDGE_MS 50 /* for so long a lost interrupt may hold up the host */
 #define SILENCE_MS 120000
 #define EXIT_LOST 125 /* the host failed, not the command */
 
@@ -44,7 +39,6 @@ enum frame_type {
 	FRAME_STDIN,	   /* bytes; none of them: end of file */
 	FRAME_SIGNAL,	   /* uint32_t */
 	FRAME_WINDOW,	   /* struct winsize */
-	FRAME_NUDGE,	   /* to be an interrupt there; see above */
 	/* server to client */
 	FRAME_STDOUT,
 	FRAME_STDERR,

@@ -159,7 +159,7 @@ static int handle_replies(struct client *c, int *status)
 
 static int client_loop(struct client *c, int *status)
 {
-	int64_t heard = now_ms(), nudged = heard;
+	int64_t heard = now_ms();
 	int ret;
 
 	for (;;) {
@@ -168,14 +168,8 @@ static int client_loop(struct client *c, int *status)
 			{.fd = c->signals, .events = POLLIN},
 			{.fd = c->stdin_open && c->credit ? 0 : -1, .events = POLLIN},
 		};
-		int n = poll(pfd, 3, NUDGE_MS);
+		int n = poll(pfd, 3, ALIVE_MS);
 
-		if (now_ms() - nudged >= NUDGE_MS) {
-			ret = send_frame(c->sock, FRAME_NUDGE, NULL, 0);
-			if (ret)
-				return ret;
-			nudged = now_ms();
-		}
 		if (n < 0)
 			continue;
 		if (pfd[0].revents) {

@@ -268,8 +268,6 @@ static int handle_frames(struct session *s)
 			if (s->tty && frame.length == sizeof(struct winsize))
 				ioctl(s->out, TIOCSWINSZ, data);
 			break;
-		case FRAME_NUDGE:
-			break;
 		default:
 			return -EPROTO;
 		}
@@ -281,7 +279,6 @@ static int handle_frames(struct session *s)
 /* Until the command ends (0) or the client does (-errno). */
 static int session_loop(struct session *s)
 {
-	int64_t said = now_ms();
 	int ret;
 
 	for (;;) {
@@ -294,11 +291,10 @@ static int session_loop(struct session *s)
 		};
 		int n = poll(pfd, 5, ALIVE_MS);
 
-		if (now_ms() - said >= ALIVE_MS) {
+		if (n == 0) {
 			ret = send_frame(s->sock, FRAME_ALIVE, NULL, 0);
 			if (ret)
 				return ret;
-			said = now_ms();
 		}
 		if (n <= 0)
 			continue;
