@@ -61,7 +61,8 @@ static void measure(struct pack *p, const struct conn *c, uint64_t now)
 
 	if (content <= 0 || sent <= 0)
 		return;
-	p->work = larger(wall - blocked - (double)p->zstd_ns, 0) / content;
+	/* CPU time: what others take of this CPU is lost to either way. */
+	p->work = larger((double)(thread_cpu_ns() - p->start_cpu - p->zstd_ns), 0) / content;
 	/* Without waiting it is only known that it is not slower than that. */
 	if (blocked > wall / 16 || p->wire > wall / sent)
 		p->wire = wall / sent;
@@ -107,6 +108,7 @@ static bool try_again(struct pack *p)
 static void begin_window(struct pack *p, const struct conn *c, uint64_t now)
 {
 	p->start_ns = now;
+	p->start_cpu = thread_cpu_ns();
 	p->blocked_ns = c->blocked_ns;
 	p->sent = c->sent;
 	p->content = p->zstd_ns = 0;
@@ -121,7 +123,7 @@ void pack_begin_round(struct pack *p)
 static int compress(struct pack *p, struct conn_batch *b, struct errmsg *err)
 {
 	size_t len = b->head.n_data * PAGE_SIZE, n;
-	uint64_t start = now_ns(), ns;
+	uint64_t start = thread_cpu_ns(), ns;
 	double ratio = 1;
 
 	if (!p->ctx)
@@ -137,7 +139,7 @@ static int compress(struct pack *p, struct conn_batch *b, struct errmsg *err)
 		b->head.packed = (uint32_t)n;
 		ratio = (double)n / (double)len;
 	}
-	ns = now_ns() - start;
+	ns = thread_cpu_ns() - start;
 	p->zstd_ns += ns;
 	p->zstd = (3 * p->zstd + (double)ns / (double)len) / 4;
 	p->ratio = (3 * p->ratio + ratio) / 4;

@@ -32,7 +32,7 @@ struct pack {
 	double work, wire;   /* ns a byte of content; wire 0: not known to be slow */
 	double zstd, ratio;  /* ns a byte of content; bytes out for one in */
 	/* At the start of the window. */
-	uint64_t start_ns, blocked_ns, sent;
+	uint64_t start_ns, start_cpu, blocked_ns, sent;
 	/* In it. */
 	uint64_t content, zstd_ns;
 };
