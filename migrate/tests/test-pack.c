@@ -112,14 +112,11 @@ END_TEST
 /* What does not become smaller is soon left alone, and not tried for ever. */
 START_TEST(slow_network_random_content)
 {
-	uint64_t start, spent;
-
 	begin(MIGRATE_COMPRESS_AUTO, 0, 60 * MIB);
 	send_batches(200, RANDOM);
 	ck_assert_uint_eq(packed, 0);
-	start = (uint64_t)(p.zstd * (double)CONN_BATCH_BYTES);
-	spent = p.zstd_ns;
-	ck_assert_uint_le(spent, 4 * start);
+	/* It has been put off again and again. */
+	ck_assert_uint_ge(p.rest, 32);
 	ck_assert(!p.on);
 	/* It gets better: that is noticed. */
 	send_batches(600, TEXT);
