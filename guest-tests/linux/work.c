@@ -73,10 +73,14 @@ static void order_wait(struct worker *w, uint64_t us)
 
 void worker_hold(struct worker *w)
 {
-	for (;;) {
-		w->order_seen = atomic_load(&w->sh->order);
-		if ((w->order_seen & 3) != ORDER_HOLD)
-			return;
+	uint32_t order;
+
+	/*
+	 * The order that ends it is left for worker_turn() to see: by the time that this process
+	 * runs it may be one to verify, which wants an answer.
+	 */
+	while (((order = atomic_load(&w->sh->order)) & 3) == ORDER_HOLD) {
+		w->order_seen = order;
 		order_wait(w, 1000000);
 	}
 }

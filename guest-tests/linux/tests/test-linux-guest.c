@@ -751,6 +751,18 @@ START_TEST(test_stall)
 }
 END_TEST
 
+/* Told to end before its workers have had any time: each still verifies and answers. */
+START_TEST(test_hurried)
+{
+	struct run r;
+
+	for (int i = 0; i < 20; i++) {
+		run_start(&r, "gt.mode=stress", "gt.procs=8", "gt.verify_ms=3000");
+		ck_assert_int_eq(run_quit(&r), 0);
+	}
+}
+END_TEST
+
 START_TEST(test_ends)
 {
 	int status = 0;
@@ -825,6 +837,7 @@ int main(void)
 	tcase_add_test(t, test_serial);
 	tcase_add_test(t, test_gap);
 	tcase_add_test(t, test_stall);
+	tcase_add_test(t, test_hurried);
 	tcase_add_test(t, test_ends);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
