@@ -288,7 +288,10 @@ struct move {
 	json_t *json;					   /* all of it */
 };
 
-/* `godwit migrate --json ARG... NAME URI`; returns at once. */
+/*
+ * `godwit migrate --json --downtime=D ARG... NAME URI`, D godwit's default with the factor of a
+ * slow host on it; returns at once.
+ */
 struct proc *move_start(struct guest *g, const char *uri, ...) __attribute__((sentinel));
 
 /* Waits for a move_start(), which must end with exit_code, and reads its report. */

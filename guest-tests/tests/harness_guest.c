@@ -10,6 +10,7 @@
 #define LISTEN_TIMEOUT 10000
 #define MOVE_TIMEOUT 60000
 #define LEAVE_TIMEOUT 10000
+#define DOWNTIME 50 /* ms: godwit's own default */
 
 /* ---- lines ---- */
 
@@ -201,6 +202,11 @@ static struct proc *move_startv(struct guest *g, const char *uri, va_list ap)
 	words_add(&w, harness_godwit());
 	words_add(&w, "migrate");
 	words_add(&w, "--json");
+	/*
+	 * A slow host needs longer for the same pages: by the default, a guest that always writes
+	 * might never leave it. A later --downtime wins.
+	 */
+	words_add(&w, harness_path("--downtime=%dms", harness_slow(DOWNTIME)));
 	words_add_list(&w, ap);
 	words_add(&w, g->name);
 	words_add(&w, uri);
