@@ -434,7 +434,7 @@ int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
 	b->iov[0] = (struct iovec){.iov_base = &b->frame, .iov_len = sizeof(b->frame) + descs};
 	b->iov[1] = (struct iovec){.iov_base = b->head.packed ? b->packed : b->data,
 				   .iov_len = wire_batch_contents(&b->head)};
-	b->msg = (struct msghdr){.msg_iov = b->iov, .msg_iovlen = b->head.n_data ? 2 : 1};
+	b->msg = (struct msghdr){.msg_iov = b->iov, .msg_iovlen = b->iov[1].iov_len ? 2 : 1};
 	c->next_free = (c->next_free + 1) % CONN_BATCHES;
 	c->queued++;
 	if (c->queued == 1)

@@ -6,7 +6,8 @@
  * (due[]): a frame out of its phase ends the migration.
  *
  *	HANDSHAKE --HELLO--> PRECOPY --STATE--> STOPCOPY --PROOF--> READY --COMMIT--> runs
- *	                     | PING, PAGES, ROUND_END |
+ *	                     | PING, PAGES, ASK,      |
+ *	                     | ROUND_END              |
  *
  * Nothing that comes is trusted; what happens to pages is in store.h. Until COMMIT no vCPU has run
  *and no device has let a byte out; whatever fails before it ends with the machine being thrown
@@ -430,8 +431,8 @@ static bool is_due(enum migrate_phase phase, unsigned type)
 	case MIGRATE_HANDSHAKE:
 		return type == WIRE_HELLO;
 	case MIGRATE_PRECOPY:
-		return type == WIRE_PING || type == WIRE_PAGES || type == WIRE_ROUND_END ||
-		       type == WIRE_STATE;
+		return type == WIRE_PING || type == WIRE_PAGES || type == WIRE_ASK ||
+		       type == WIRE_ROUND_END || type == WIRE_STATE;
 	case MIGRATE_STOPCOPY:
 		return type == WIRE_PROOF;
 	case MIGRATE_READY:
@@ -454,6 +455,8 @@ static int one_frame(struct receiver *r)
 				  wire_type_name(f.type), migrate_phase_name(r->phase));
 	if (f.type == WIRE_PAGES)
 		return store_batch(&r->store, &r->conn, &f, &r->err);
+	if (f.type == WIRE_ASK)
+		return store_answer(&r->store, &r->conn, &f, &r->err);
 
 	/* Before it is read: a proof is as long as the guest's RAM makes it, not as its frame says.
 	 */

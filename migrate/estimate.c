@@ -25,7 +25,8 @@ void estimate_learn(struct estimate *e, const struct round_cost *c, bool first)
 		e->byte_ns = byte_ns;
 	if (c->scanned >= WORK_SAMPLE_MIN)
 		e->page_ns = (double)c->work_ns / c->workers / (double)c->scanned;
-	if (c->sent >= WORK_SAMPLE_MIN)
+	/* Others may all be new. */
+	if (c->sent >= WORK_SAMPLE_MIN && c->partly < c->sent / 8)
 		e->page_bytes = (double)c->bytes / (double)c->sent;
 	/* The first round is of all pages, not of those that the guest writes. */
 	if (first || c->scanned == 0)

@@ -31,6 +31,7 @@ struct round_cost {
 	unsigned workers;
 	uint64_t bytes; /* on the wire */
 	uint64_t scanned, sent;
+	uint64_t partly; /* of those sent: without all of their content */
 };
 
 void estimate_init(struct estimate *e);

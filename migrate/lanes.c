@@ -46,6 +46,8 @@ static void *run_lane(void *arg)
 		ret = conn_recv_header(&w->conn, &f, &w->err);
 		if (ret == 0 && f.type == WIRE_PAGES)
 			ret = store_batch(&w->store, &w->conn, &f, &w->err);
+		else if (ret == 0 && f.type == WIRE_ASK)
+			ret = store_answer(&w->store, &w->conn, &f, &w->err);
 		else if (ret == 0 && f.type == WIRE_ROUND_END)
 			ret = end_round(w, &f);
 		else if (ret == 0)

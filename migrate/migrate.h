@@ -89,8 +89,9 @@ struct migrate_stats {
 	uint64_t pages_scanned;
 	uint64_t pages_zero;
 	uint64_t pages_unchanged;
-	uint64_t pages_sent;	   /* with their content */
-	uint64_t pages_compressed; /* of these (source) */
+	uint64_t pages_sent; /* with their content, in one form or another */
+	/* Of these (source): compressed; only what had changed; as a copy of another page. */
+	uint64_t pages_compressed, pages_delta, pages_copied;
 	uint64_t verified_pages;
 	enum migrate_verify verify;
 	uint64_t rtt_ns;

@@ -122,7 +122,7 @@ void pack_begin_round(struct pack *p)
 
 static int compress(struct pack *p, struct conn_batch *b, struct errmsg *err)
 {
-	size_t len = b->head.n_data * PAGE_SIZE, n;
+	size_t len = wire_batch_unpacked(&b->head), n;
 	uint64_t start = thread_cpu_ns(), ns;
 	double ratio = 1;
 
@@ -152,7 +152,7 @@ int pack_batch(struct pack *p, struct conn *c, struct conn_batch *b, struct errm
 	bool tried;
 	int ret;
 
-	if (p->mode == MIGRATE_COMPRESS_OFF || b->head.n_data * PAGE_SIZE < CONTENT_MIN)
+	if (p->mode == MIGRATE_COMPRESS_OFF || wire_batch_unpacked(&b->head) < CONTENT_MIN)
 		return 0;
 	if (p->mode == MIGRATE_COMPRESS_ZSTD)
 		return compress(p, b, err);
@@ -165,7 +165,7 @@ int pack_batch(struct pack *p, struct conn *c, struct conn_batch *b, struct errm
 		begin_window(p, c, now);
 	}
 	p->batches++;
-	p->content += b->head.n_data * PAGE_SIZE;
+	p->content += wire_batch_unpacked(&b->head);
 	if (p->on)
 		return compress(p, b, err);
 	tried = try_again(p);
@@ -183,7 +183,7 @@ void unpack_free(struct unpack *u)
 {
 	ZSTD_freeDCtx(u->ctx);
 	free(u->packed);
-	free(u->pages);
+	free(u->contents);
 	*u = (struct unpack){0};
 }
 
@@ -193,15 +193,14 @@ int unpack_prepare(struct unpack *u)
 		u->ctx = ZSTD_createDCtx();
 	if (!u->packed)
 		u->packed = malloc(CONN_BATCH_BYTES);
-	if (!u->pages)
-		u->pages = malloc(CONN_BATCH_BYTES);
-	return u->ctx && u->packed && u->pages ? 0 : -ENOMEM;
+	if (!u->contents)
+		u->contents = malloc(CONN_BATCH_BYTES);
+	return u->ctx && u->packed && u->contents ? 0 : -ENOMEM;
 }
 
-int unpack_pages(struct unpack *u, uint32_t len, uint32_t n_data)
+int unpack(struct unpack *u, uint32_t len, uint32_t want)
 {
-	size_t want = n_data * PAGE_SIZE;
-	size_t n = ZSTD_decompressDCtx(u->ctx, u->pages, want, u->packed, len);
+	size_t n = ZSTD_decompressDCtx(u->ctx, u->contents, want, u->packed, len);
 
 	return ZSTD_isError(n) || n != want ? -EBADMSG : 0;
 }

@@ -49,18 +49,18 @@ void pack_begin_round(struct pack *p);
  */
 int pack_batch(struct pack *p, struct conn *c, struct conn_batch *b, struct errmsg *err);
 
-/* The other side: contents of n_data pages from one zstd frame. A zeroed one is empty. */
+/* The other side: the contents of a batch from one zstd frame. A zeroed one is empty. */
 struct unpack {
 	void *ctx; /* ZSTD_DCtx */
-	uint8_t *packed, *pages;
+	uint8_t *packed, *contents;
 };
 
 void unpack_free(struct unpack *u);
 
-/* Makes room for a frame at u->packed. -ENOMEM. */
+/* Makes room for a frame at u->packed, and for a batch's contents at u->contents. -ENOMEM. */
 int unpack_prepare(struct unpack *u);
 
-/* u->packed, of `len` bytes, to exactly n_data pages at u->pages. -EBADMSG. */
-int unpack_pages(struct unpack *u, uint32_t len, uint32_t n_data);
+/* u->packed, of `len` bytes, to exactly `want` bytes at u->contents. -EBADMSG. */
+int unpack(struct unpack *u, uint32_t len, uint32_t want);
 
 #endif

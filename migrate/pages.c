@@ -1,7 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "pages.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+
+#define COPIES 16384U /* power of two */
+/* Ranges that are asked for together. */
+#define GROUP_RANGES 256U
 
 void page_counts_add(struct page_counts *to, const struct page_counts *from)
 {
@@ -10,6 +16,16 @@ void page_counts_add(struct page_counts *to, const struct page_counts *from)
 	to->unchanged += from->unchanged;
 	to->sent += from->sent;
 	to->packed += from->packed;
+	to->delta += from->delta;
+	to->copied += from->copied;
+}
+
+void page_path_free(struct page_path *p)
+{
+	pack_free(&p->pack);
+	asks_free(&p->asks);
+	free(p->copies);
+	p->copies = NULL;
 }
 
 /* One thread stores: no need of what an atomic addition costs. */
@@ -41,7 +57,7 @@ static int ensure_batch(struct page_path *p, struct errmsg *err)
 	int ret;
 
 	if (p->batch && p->batch->head.n_descs < WIRE_BATCH_DESCS &&
-	    p->batch->head.n_data < WIRE_BATCH_PAGES)
+	    wire_batch_unpacked(&p->batch->head) + PAGE_SIZE <= CONN_BATCH_BYTES)
 		return 0;
 	ret = flush_batch(p, err);
 	if (ret)
@@ -78,6 +94,50 @@ static int add_zeros(struct page_path *p, uint64_t index, enum wire_page_kind ki
 	return 0;
 }
 
+/* The page that has this content and was sent before, or NULL; this one is noted from now on. */
+static const uint32_t *find_copy(struct page_path *p, uint64_t index, const struct page_hash *hash)
+{
+	uint32_t *entry = &p->copies[hash->low % COPIES], found = *entry;
+
+	if (found && hash_equal(&p->hashes->table[found - 1], hash))
+		return entry;
+	if (index < UINT32_MAX)
+		*entry = (uint32_t)index + 1;
+	return NULL;
+}
+
+/* The staged page, as it is best sent. */
+static void add_content(struct page_path *p, uint64_t index, const struct page_hash *hash,
+			uint8_t *staged)
+{
+	const struct delta_hashes *have = asks_have(&p->asks, index);
+	const uint32_t *copy = find_copy(p, index, hash);
+	struct wire_batch *head = &p->batch->head;
+	struct wire_desc *d = &p->batch->desc[head->n_descs++];
+	uint32_t delta = 0;
+
+	*d = (struct wire_desc){.index = index, .count = 1, .kind = WIRE_PAGE_DATA, .hash = *hash};
+	count(&p->total.sent, 1);
+	if (copy) {
+		d->kind = WIRE_PAGE_COPY;
+		d->count = *copy - 1;
+		count(&p->total.copied, 1);
+		return;
+	}
+	if (have) {
+		delta = delta_make(staged, p->hashes->seed, have);
+		asks_count(&p->asks, delta ? delta : (uint32_t)PAGE_SIZE);
+	}
+	if (delta) {
+		d->kind = WIRE_PAGE_DELTA;
+		d->count = delta;
+		head->delta += delta;
+		count(&p->total.delta, 1);
+	} else {
+		head->n_data++;
+	}
+}
+
 static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 {
 	struct page_hash *held = &p->hashes->table[index];
@@ -87,7 +147,7 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 
 	if (ret)
 		return ret;
-	staged = p->batch->data + p->batch->head.n_data * PAGE_SIZE;
+	staged = p->batch->data + wire_batch_unpacked(&p->batch->head);
 	memcpy(staged, ram_page(&p->vm->ram, index), PAGE_SIZE);
 	if (page_is_zero(staged)) {
 		count(&p->total.zero, 1);
@@ -100,15 +160,8 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 		count(&p->total.unchanged, 1);
 		return 0;
 	}
-	p->batch->desc[p->batch->head.n_descs++] = (struct wire_desc){
-		.index = index,
-		.count = 1,
-		.kind = WIRE_PAGE_DATA,
-		.hash = hash,
-	};
-	p->batch->head.n_data++;
+	add_content(p, index, &hash, staged);
 	*held = hash;
-	count(&p->total.sent, 1);
 	return 0;
 }
 
@@ -174,21 +227,101 @@ static int send_range(struct page_path *p, uint64_t word, uint64_t n, struct err
 	return ret;
 }
 
+/* ---- groups of ranges ---- */
+
+struct group {
+	uint64_t word[GROUP_RANGES]; /* where each begins */
+	unsigned n;
+	uint64_t pages;
+};
+
+static uint64_t range_words(const struct page_path *p, uint64_t word)
+{
+	return MIN((uint64_t)PAGES_RANGE_WORDS, p->dirty->n_words - word);
+}
+
+/* The next range that has dirty pages, which are counted. False when none is left. */
+static bool take_range(struct page_path *p, struct group *g)
+{
+	uint64_t word, pages = 0;
+
+	do {
+		word = atomic_fetch_add(&p->work->next, PAGES_RANGE_WORDS);
+		if (word >= p->dirty->n_words || p->work->stop)
+			return false;
+		for (uint64_t i = 0; i < range_words(p, word); i++)
+			pages += (unsigned)__builtin_popcountll(p->dirty->bitmap[word + i]);
+	} while (pages == 0);
+	g->word[g->n++] = word;
+	g->pages += pages;
+	return true;
+}
+
+/* Puts pages of the range that the destination holds in an older form on the list. */
+static void list_range(struct page_path *p, uint64_t word, unsigned room)
+{
+	for (uint64_t i = 0; i < range_words(p, word); i++) {
+		for (uint64_t bits = p->dirty->bitmap[word + i]; bits; bits &= bits - 1) {
+			uint64_t index = (word + i) * 64 + (unsigned)__builtin_ctzll(bits);
+
+			if (p->asks.n == room)
+				return;
+			if (!hash_equal(&p->hashes->table[index], &p->hashes->zero))
+				asks_add(&p->asks, index);
+		}
+	}
+}
+
+/*
+ * What this worker does next: one range, or, where the destination is to be asked for what it
+ * holds, as many as one question is for. False when nothing is left, or with *ret on an error.
+ */
+static bool begin_group(struct page_path *p, struct group *g, int *ret, struct errmsg *err)
+{
+	int room;
+
+	g->n = 0;
+	g->pages = 0;
+	if (!take_range(p, g))
+		return false;
+	room = asks_begin(&p->asks, err);
+	if (room < 0)
+		*ret = room;
+	if (room <= 0)
+		return room == 0;
+	while (p->asks.on && g->pages + PAGES_RANGE_WORDS * 64ULL <= (unsigned)room &&
+	       g->n < GROUP_RANGES && take_range(p, g))
+		;
+	for (unsigned i = 0; i < g->n; i++)
+		list_range(p, g->word[i], (unsigned)room);
+	*ret = asks_send(&p->asks, p->conn, &p->work->net, err);
+	return *ret == 0;
+}
+
+static int begin_round(struct page_path *p, struct errmsg *err)
+{
+	pack_begin_round(&p->pack);
+	if (!p->copies)
+		p->copies = malloc(COPIES * sizeof(*p->copies));
+	if (!p->copies)
+		return errmsg_set(err, -ENOMEM, "no memory for a table of pages");
+	/* What was sent in an earlier round may be about to change. */
+	memset(p->copies, 0, COPIES * sizeof(*p->copies));
+	return 0;
+}
+
 int pages_send_round(struct page_path *p, struct errmsg *err)
 {
-	struct page_work *work = p->work;
-	uint64_t n_words = p->dirty->n_words, word;
-	int ret = 0;
+	int ret = begin_round(p, err);
+	struct group g;
 
-	pack_begin_round(&p->pack);
-	while (ret == 0 && !work->stop &&
-	       (word = atomic_fetch_add(&work->next, PAGES_RANGE_WORDS)) < n_words) {
-		uint64_t n = MIN((uint64_t)PAGES_RANGE_WORDS, n_words - word);
-		uint64_t done = p->total.scanned;
-
-		ret = send_range(p, word, n, err);
-		if (ret == 0 && p->tick && p->total.scanned != done)
-			ret = p->tick(p->tick_arg, err);
+	while (ret == 0 && begin_group(p, &g, &ret, err)) {
+		for (unsigned i = 0; i < g.n && ret == 0; i++) {
+			ret = send_range(p, g.word[i], range_words(p, g.word[i]), err);
+			if (ret == 0 && p->tick)
+				ret = p->tick(p->tick_arg, err);
+		}
+		asks_decide(&p->asks, &p->work->net);
 	}
 	if (ret == 0)
 		ret = flush_batch(p, err);

@@ -174,7 +174,7 @@ void senders_close(struct senders *s, uint64_t *cpu_ns)
 		if (w->started)
 			pthread_join(w->thread, NULL);
 		*cpu_ns += w->cpu_ns;
-		pack_free(&w->path.pack);
+		page_path_free(&w->path);
 		if (w->conn.fd >= 0)
 			conn_close(&w->conn);
 	}

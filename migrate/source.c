@@ -127,6 +127,8 @@ static void publish(struct migration *m)
 	m->stats.pages_unchanged = pages.unchanged;
 	m->stats.pages_sent = pages.sent;
 	m->stats.pages_compressed = pages.packed;
+	m->stats.pages_delta = pages.delta;
+	m->stats.pages_copied = pages.copied;
 	m->stats.rtt_ns = m->rtt;
 	pthread_mutex_unlock(&m->lock);
 }
@@ -276,6 +278,7 @@ static int send_round(struct migration *m, uint64_t pages, uint32_t *round)
 	*round = ++m->stats.round;
 	pthread_mutex_unlock(&m->lock);
 	m->work.next = 0;
+	m->work.net = (struct asks_network){.byte_ns = m->estimate.byte_ns, .rtt_ns = m->rtt};
 	senders_begin_round(&m->senders, *round);
 	ret = pages_send_round(&m->path, &m->err);
 	/* They must not wait for what will not come. */
@@ -327,6 +330,7 @@ static void learn(struct migration *m)
 		.bytes = sum_up(m, &counts) - m->round_start_sent,
 		.scanned = counts.scanned - before->scanned,
 		.sent = counts.sent - before->sent,
+		.partly = counts.delta + counts.copied - before->delta - before->copied,
 	};
 
 	estimate_learn(&m->estimate, &cost, m->stats.round == 1);
@@ -369,6 +373,7 @@ static int precopy(struct migration *m)
 		.tick_arg = m,
 	};
 	pack_init(&m->path.pack, m->opt.compress, m->opt.compress_level);
+	asks_init(&m->path.asks);
 	ret = senders_open(&m->senders, m->opt.connections - 1, m->opt.uri, m->cancel_fd,
 			   m->session, &m->path, &m->err);
 	if (ret == 0)
@@ -651,7 +656,7 @@ static void *run_source(void *arg)
 	dirty_stop(&m->dirty);
 	publish(m);
 	senders_close(&m->senders, &cpu);
-	pack_free(&m->path.pack);
+	page_path_free(&m->path);
 
 	pthread_mutex_lock(&m->lock);
 	m->stats.total_ns = now_ns() - m->start_ns;

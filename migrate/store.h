@@ -5,6 +5,9 @@
  * A batch is read in two steps: what it claims is checked before its contents are let in. They
  * land where they belong, in guest RAM, and each page is hashed there: the hash is compared with
  * the source's and kept as this side's own table. Until the proof nothing of it counts.
+ *
+ * Deltas come to the side first, and then into the page that is held here. Before, the source has
+ * asked for the hashes of that page's blocks, on the same connection.
  */
 #ifndef GODWIT_MIGRATE_STORE_H
 #define GODWIT_MIGRATE_STORE_H
@@ -31,5 +34,8 @@ struct store {
  * conn_recv(), with the cause in err.
  */
 int store_batch(struct store *s, struct conn *c, const struct wire_frame *f, struct errmsg *err);
+
+/* Receives the payload of an ASK frame, and answers it with HAVE. Errors as above. */
+int store_answer(struct store *s, struct conn *c, const struct wire_frame *f, struct errmsg *err);
 
 #endif

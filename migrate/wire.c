@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <xxhash.h>
 
+#include "delta.h"
+
 static const struct {
 	const char *name;
 	uint32_t max;
@@ -28,6 +30,8 @@ static const struct {
 	[WIRE_CANCEL] = {"CANCEL", 0},
 	[WIRE_IDLE] = {"IDLE", 0},
 	[WIRE_JOIN] = {"JOIN", 0},
+	[WIRE_ASK] = {"ASK", WIRE_ASK_PAGES * sizeof(uint64_t)},
+	[WIRE_HAVE] = {"HAVE", WIRE_ASK_PAGES * sizeof(struct delta_hashes)},
 };
 
 const char *wire_type_name(unsigned type)
@@ -40,44 +44,62 @@ uint32_t wire_max_length(unsigned type)
 	return type < WIRE_N_TYPES ? types[type].max : 0;
 }
 
+/* How many pages of the guest does it tell of? 0: it is malformed. */
+static uint32_t pages_of(const struct wire_desc *d)
+{
+	switch (d->kind) {
+	case WIRE_PAGE_DATA:
+		return d->count == 1;
+	case WIRE_PAGE_ZERO:
+	case WIRE_PAGE_HOLE:
+		return d->count;
+	case WIRE_PAGE_COPY:
+		return 1;
+	case WIRE_PAGE_DELTA:
+		return delta_length_ok(d->count);
+	default:
+		return 0;
+	}
+}
+
 int wire_check_batch(const struct wire_batch *b, const struct wire_desc *descs, uint32_t length,
 		     uint64_t npages, const char **why)
 {
-	uint32_t n_data = 0;
+	uint32_t n_data = 0, delta = 0;
 	uint64_t pages = 0;
 
 	*why = "counts beyond the limits";
-	if (b->n_descs == 0 || b->n_descs > WIRE_BATCH_DESCS || b->n_data > WIRE_BATCH_PAGES)
+	if (b->n_descs == 0 || b->n_descs > WIRE_BATCH_DESCS || b->n_data > WIRE_BATCH_PAGES ||
+	    b->delta > WIRE_BATCH_PAGES * PAGE_SIZE - b->n_data * PAGE_SIZE)
 		return -EPROTO;
 	*why = "packed contents that are no smaller";
-	if (b->zero || (b->packed && b->packed >= b->n_data * PAGE_SIZE))
+	if (b->packed && b->packed >= wire_batch_unpacked(b))
 		return -EPROTO;
 	*why = "length and counts disagree";
 	if (length != sizeof(*b) + b->n_descs * sizeof(*descs) + wire_batch_contents(b))
 		return -EPROTO;
 	for (uint32_t i = 0; i < b->n_descs; i++) {
 		const struct wire_desc *d = &descs[i];
+		uint32_t n = pages_of(d);
 
+		*why = "unknown kind of page, or a count that it cannot have";
+		if (n == 0)
+			return -EPROTO;
 		*why = "page beyond the guest's RAM";
-		if (d->count == 0 || d->index >= npages || d->count > npages - d->index)
+		if (d->index >= npages || n > npages - d->index ||
+		    (d->kind == WIRE_PAGE_COPY && d->count >= npages))
 			return -EPROTO;
 		/* Or a small frame could keep the receiver busy with zeroing the same pages for
 		 * long. */
 		*why = "more pages than the guest has";
-		pages += d->count;
+		pages += n;
 		if (pages > npages)
 			return -EPROTO;
-		*why = "unknown kind of page";
-		if (d->kind == WIRE_PAGE_DATA) {
-			if (d->count != 1)
-				return -EPROTO;
-			n_data++;
-		} else if (d->kind != WIRE_PAGE_ZERO && d->kind != WIRE_PAGE_HOLE) {
-			return -EPROTO;
-		}
+		n_data += d->kind == WIRE_PAGE_DATA;
+		delta += d->kind == WIRE_PAGE_DELTA ? d->count : 0;
 	}
-	*why = "number of contents and descriptors disagree";
-	return n_data == b->n_data ? 0 : -EPROTO;
+	*why = "contents and descriptors disagree";
+	return n_data == b->n_data && delta == b->delta ? 0 : -EPROTO;
 }
 
 uint64_t wire_check_sum(const struct wire_frame *f, const void *payload, size_t len)

@@ -27,6 +27,7 @@
  *	S JOIN       empty: first on each other connection, after its prelude
  *	S PING t     D PONG t, its own clock        (several: round trip and clock offset)
  *	S PAGES      pages of a round
+ *	S ASK        pages              D HAVE hashes of what it holds of them (delta.h)
  *	S ROUND_END n  on each connection           D ROUND_ACK n: all of it is stored
  *	S STATE      sections: see state.h
  *	S PROOF      digests of the source's table and of its state
@@ -49,7 +50,8 @@
 #define WIRE_FRAME_MAGIC 0x54574447U /* "GDWT" */
 
 #define WIRE_BATCH_DESCS 128U /* descriptors of one PAGES frame at most */
-#define WIRE_BATCH_PAGES 64U  /* pages with content in one PAGES frame at most */
+#define WIRE_BATCH_PAGES 64U  /* contents of one PAGES frame at most, in pages */
+#define WIRE_ASK_PAGES 1024U  /* of one ASK frame at most */
 #define WIRE_TEXT_MAX 512U
 
 struct wire_prelude {
@@ -89,6 +91,8 @@ enum wire_type {
 	WIRE_CANCEL,
 	WIRE_IDLE,
 	WIRE_JOIN,
+	WIRE_ASK,
+	WIRE_HAVE,
 	WIRE_N_TYPES,
 };
 
@@ -99,36 +103,51 @@ const char *wire_type_name(unsigned type);
 uint32_t wire_max_length(unsigned type);
 
 /*
- * PAGES payload: this head, the descriptors, then the contents, 4096 bytes each, in the order of
- * the descriptors of kind WIRE_PAGE_DATA; or, if `packed` is not 0, so many bytes that are one zstd
- * frame (RFC 8878) of the same.
+ * PAGES payload: this head, the descriptors, then the contents in the order of the descriptors that
+ * have one; or, if `packed` is not 0, so many bytes that are one zstd frame (RFC 8878) of the same.
  */
 struct wire_batch {
 	uint32_t n_descs;
-	uint32_t n_data; /* pages with content */
-	uint32_t packed; /* fewer than n_data pages are */
-	uint32_t zero;
+	uint32_t n_data; /* WIRE_PAGE_DATA, of 4096 bytes each */
+	uint32_t packed; /* fewer than the contents are */
+	uint32_t delta;	 /* bytes of all WIRE_PAGE_DELTA together */
 };
 _Static_assert(sizeof(struct wire_batch) == 16, "head of a batch is 16 bytes on the wire");
 
 enum wire_page_kind {
-	WIRE_PAGE_DATA = 1, /* one page, its content follows */
-	WIRE_PAGE_ZERO = 2, /* `count` pages of zeros */
-	WIRE_PAGE_HOLE = 3, /* the same, and the source's host has no memory for them */
+	WIRE_PAGE_DATA = 1,  /* one page, its content follows */
+	WIRE_PAGE_ZERO = 2,  /* `count` pages of zeros */
+	WIRE_PAGE_HOLE = 3,  /* the same, and the source's host has no memory for them */
+	WIRE_PAGE_COPY = 4,  /* one page, the same as page `count` that came before */
+	WIRE_PAGE_DELTA = 5, /* one page, a delta of `count` bytes (delta.h) follows */
 };
 
 struct wire_desc {
 	uint64_t index;	       /* page, see ram.h */
-	uint32_t count;	       /* 1 for WIRE_PAGE_DATA */
+	uint32_t count;	       /* 1 for WIRE_PAGE_DATA; else see the kinds */
 	uint32_t kind;	       /* enum wire_page_kind */
 	struct page_hash hash; /* of one page's content */
 };
 _Static_assert(sizeof(struct wire_desc) == 32, "descriptor is 32 bytes on the wire");
 
-/* Bytes of the contents, as they lie in the frame. */
+/* Bytes of the contents. */
+static inline uint32_t wire_batch_unpacked(const struct wire_batch *b)
+{
+	return b->n_data * (uint32_t)PAGE_SIZE + b->delta;
+}
+
+/* The same, as they lie in the frame. */
 static inline uint32_t wire_batch_contents(const struct wire_batch *b)
 {
-	return b->packed ? b->packed : b->n_data * (uint32_t)PAGE_SIZE;
+	return b->packed ? b->packed : wire_batch_unpacked(b);
+}
+
+/* Bytes of one descriptor's content. */
+static inline uint32_t wire_desc_content(const struct wire_desc *d)
+{
+	return d->kind == WIRE_PAGE_DATA    ? (uint32_t)PAGE_SIZE
+	       : d->kind == WIRE_PAGE_DELTA ? d->count
+					    : 0;
 }
 
 /*

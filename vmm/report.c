@@ -39,9 +39,10 @@ static const char *verify_name(enum migrate_verify v)
 
 static json_t *report_pages(const struct migrate_stats *s)
 {
-	return json_pack("{s:I,s:I,s:I,s:I,s:I}", "scanned", jint(s->pages_scanned), "zero",
+	return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "scanned", jint(s->pages_scanned), "zero",
 			 jint(s->pages_zero), "unchanged", jint(s->pages_unchanged), "sent",
-			 jint(s->pages_sent), "compressed", jint(s->pages_compressed));
+			 jint(s->pages_sent), "copied", jint(s->pages_copied), "delta",
+			 jint(s->pages_delta), "compressed", jint(s->pages_compressed));
 }
 
 json_t *report_progress(const struct migrate_stats *s)
@@ -132,23 +133,40 @@ void report_progress_line(const json_t *p, char *buf, size_t len)
 		 number(p, "elapsed_ms") / 1000);
 }
 
+/* " (120 copied, 7 compressed)": how pages were sent if not as they are; "" if all were. */
+static void sent_how(const json_t *pages, char *buf, size_t len)
+{
+	static const char *const keys[] = {"copied", "delta", "compressed"};
+	static const char *const words[] = {"copied", "as changes", "compressed"};
+	size_t used = 0;
+
+	buf[0] = 0;
+	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+		if (number(pages, keys[i]) > 0 && used < len)
+			used += (size_t)snprintf(buf + used, len - used, "%s%.0f %s",
+						 used ? ", " : " (", number(pages, keys[i]),
+						 words[i]);
+	}
+	if (used && used < len)
+		snprintf(buf + used, len - used, ")");
+}
+
 void report_summary(const json_t *final, FILE *f)
 {
 	const json_t *pages = json_object_get(final, "pages");
 	const json_t *parts = json_object_get(final, "downtime_parts");
-	char wire[32], ram[32], packed[64] = "";
+	char wire[32], ram[32], how[128];
 
 	format_size(wire, sizeof(wire), report_u64(final, "wire_bytes"));
 	format_size(ram, sizeof(ram), report_u64(final, "ram_bytes"));
-	if (number(pages, "compressed") > 0)
-		snprintf(packed, sizeof(packed), " (%.0f compressed)", number(pages, "compressed"));
+	sent_how(pages, how, sizeof(how));
 	fprintf(f, "%s in %.0f ms, downtime %.1f ms (expected %.1f), %.0f rounds\n",
 		text(final, "status"), number(final, "total_ms"), number(final, "downtime_ms"),
 		number(final, "estimate_downtime_ms"), number(final, "rounds"));
 	fprintf(f,
 		"  %s on the wire for %s of RAM: %.0f pages sent%s, %.0f zero, %.0f unchanged; "
 		"%.0f verified (%s)\n",
-		wire, ram, number(pages, "sent"), packed, number(pages, "zero"),
+		wire, ram, number(pages, "sent"), how, number(pages, "zero"),
 		number(pages, "unchanged"), number(final, "verified_pages"), text(final, "verify"));
 	fprintf(f,
 		"  downtime: pause %.1f ms, last pages %.1f, state %.1f, proof %.1f, "

@@ -58,7 +58,7 @@ static const struct flip flips[] = {
 	{TO_DEST, WIRE_PAGES, BYTES(4), FIXED, "counts beyond the limits"},
 	{TO_DEST, WIRE_PAGES, BYTES(8), FIXED, "length and counts disagree"},
 	{TO_DEST, WIRE_PAGES, BYTES(8) + 31, FIXED, "packed contents that are no smaller"},
-	{TO_DEST, WIRE_PAGES, BYTES(12), FIXED, "packed contents that are no smaller"},
+	{TO_DEST, WIRE_PAGES, BYTES(12), FIXED, "counts beyond the limits|length and counts"},
 	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 30, FIXED, "page beyond the guest's RAM"},
 	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, index)) + 63, FIXED, "page beyond the guest's RAM"},
 	{TO_DEST, WIRE_PAGES, BYTES(DESC(0, count)) + 31, FIXED, "page beyond|unknown kind"},

@@ -172,15 +172,15 @@ START_TEST(comes_back)
 	ck_assert_uint_gt(b.head.packed, 0);
 	ck_assert_int_eq(unpack_prepare(&u), 0);
 	memcpy(u.packed, b.packed, b.head.packed);
-	ck_assert_int_eq(unpack_pages(&u, b.head.packed, 64), 0);
-	ck_assert_mem_eq(u.pages, data, sizeof(data));
+	ck_assert_int_eq(unpack(&u, b.head.packed, 64 * PAGE_SIZE), 0);
+	ck_assert_mem_eq(u.contents, data, sizeof(data));
 
 	/* Not as long as it says, cut, followed by something, or not zstd at all. */
-	ck_assert_int_eq(unpack_pages(&u, b.head.packed, 63), -EBADMSG);
-	ck_assert_int_eq(unpack_pages(&u, b.head.packed - 1, 64), -EBADMSG);
-	ck_assert_int_eq(unpack_pages(&u, b.head.packed + 1, 64), -EBADMSG);
+	ck_assert_int_eq(unpack(&u, b.head.packed, 63 * PAGE_SIZE), -EBADMSG);
+	ck_assert_int_eq(unpack(&u, b.head.packed - 1, 64 * PAGE_SIZE), -EBADMSG);
+	ck_assert_int_eq(unpack(&u, b.head.packed + 1, 64 * PAGE_SIZE), -EBADMSG);
 	memset(u.packed, 0x55, 4096);
-	ck_assert_int_eq(unpack_pages(&u, 4096, 64), -EBADMSG);
+	ck_assert_int_eq(unpack(&u, 4096, 64 * PAGE_SIZE), -EBADMSG);
 	unpack_free(&u);
 	free(b.packed);
 	end();

@@ -125,8 +125,12 @@ static void *take_frames(void *arg)
 
 	(void)arg;
 	while (ret == 0 && (ret = conn_recv_header(&other.conn, &f, &other.err)) == 0) {
-		ret = f.type == WIRE_PAGES ? store_batch(&other.store, &other.conn, &f, &other.err)
-					   : -EPROTO;
+		if (f.type == WIRE_PAGES)
+			ret = store_batch(&other.store, &other.conn, &f, &other.err);
+		else if (f.type == WIRE_ASK)
+			ret = store_answer(&other.store, &other.conn, &f, &other.err);
+		else
+			ret = -EPROTO;
 		other.frames++;
 	}
 	return (void *)(intptr_t)ret;
@@ -162,6 +166,8 @@ static void begin(void)
 	path = (struct page_path){
 		.vm = m->vm, .dirty = &d, .hashes = &hashes, .work = &work, .conn = &conn};
 	pack_init(&path.pack, MIGRATE_COMPRESS_AUTO, 0);
+	asks_init(&path.asks);
+	work.net = (struct asks_network){0};
 	ck_assert_int_eq(pthread_create(&other.thread, NULL, take_frames, NULL), 0);
 }
 
@@ -196,7 +202,7 @@ static void end(void)
 	}
 	ck_assert_int_eq(hashes_compare_ram(&hashes, &m->vm->ram, &index, NULL, NULL), 0);
 	conn_close(&other.conn);
-	pack_free(&path.pack);
+	page_path_free(&path);
 	unpack_free(&other.store.unpack);
 	ram_destroy(&other.ram);
 	dirty_stop(&d);
@@ -213,6 +219,12 @@ static void fill(uint64_t index, uint8_t value)
 	ck_assert_int_eq(ram_write(&m->vm->ram, index * PAGE_SIZE, page, PAGE_SIZE), 0);
 }
 
+static void put(uint64_t index, uint64_t offset, uint64_t value)
+{
+	ck_assert_int_eq(ram_write(&m->vm->ram, index * PAGE_SIZE + offset, &value, sizeof(value)),
+			 0);
+}
+
 START_TEST(all_arrives)
 {
 	begin();
@@ -227,11 +239,11 @@ START_TEST(all_arrives)
 }
 END_TEST
 
-/* Bytes that zstd cannot make smaller. */
-static void fill_random(uint64_t index)
+/* Bytes that zstd cannot make smaller, others for each seed. */
+static void fill_random(uint64_t seed, uint64_t index)
 {
 	static uint8_t page[PAGE_SIZE];
-	uint64_t x = index + 1, *word = (uint64_t *)(void *)page;
+	uint64_t x = seed << 32 | (index + 1), *word = (uint64_t *)(void *)page;
 
 	for (size_t i = 0; i < PAGE_SIZE / sizeof(*word); i++) {
 		x ^= x << 13;
@@ -247,10 +259,14 @@ START_TEST(compressed_pages_arrive)
 {
 	begin();
 	pack_init(&path.pack, MIGRATE_COMPRESS_ZSTD, 3);
-	for (uint64_t i = 300; i < 900; i++)
+	for (uint64_t i = 300; i < 900; i++) {
 		fill(i, (uint8_t)(i % 16 ? i % 251 + 1 : 0));
+		/* No two alike. */
+		if (i % 16)
+			put(i, 8, i);
+	}
 	for (uint64_t i = 1024; i < 1536; i++)
-		fill_random(i);
+		fill_random(0, i);
 	a_round();
 	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
 	ck_assert_uint_ge(path.total.packed, 500);
@@ -258,7 +274,149 @@ START_TEST(compressed_pages_arrive)
 	ck_assert_uint_gt(path.total.sent, 1000);
 	ck_assert_uint_lt(conn.sent, 512 * PAGE_SIZE + MIB);
 	fill(310, 7);
-	fill_random(311);
+	fill_random(0, 311);
+	end();
+}
+END_TEST
+
+/* ---- the same as another page ---- */
+
+START_TEST(copies_arrive)
+{
+	uint64_t sent;
+
+	begin();
+	for (uint64_t i = 300; i < 1500; i++)
+		fill_random(7, i % 100);
+	for (uint64_t i = 300; i < 1500; i++) {
+		static uint8_t page[PAGE_SIZE];
+
+		memset(page, (int)(i % 10 + 1), sizeof(page));
+		ck_assert_int_eq(ram_write(&m->vm->ram, i * PAGE_SIZE, page, PAGE_SIZE), 0);
+	}
+	a_round();
+	ck_assert_uint_ge(path.total.copied, 1180);
+	ck_assert_uint_gt(path.total.sent, path.total.copied);
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	/* What they were copies of changes, and what they become is elsewhere already. */
+	sent = conn.sent;
+	for (uint64_t i = 300; i < 310; i++)
+		fill_random(8, i);
+	for (uint64_t i = 310; i < 1500; i++)
+		fill(i, (uint8_t)((i + 1) % 10 + 1));
+	a_round();
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	ck_assert_uint_lt(conn.sent - sent, 300 * PAGE_SIZE);
+	end();
+}
+END_TEST
+
+/* ---- what has changed ---- */
+
+#define MANY 2000U
+
+/* Rounds in each of which a few bytes of many pages change, at places that move. */
+static uint64_t change_few(unsigned rounds, double byte_ns, uint64_t rtt_ns)
+{
+	uint64_t sent;
+
+	work.net = (struct asks_network){.byte_ns = byte_ns, .rtt_ns = rtt_ns};
+	for (uint64_t i = 0; i < MANY; i++)
+		fill_random(0, 300 + i);
+	a_round();
+	ck_assert_uint_eq(path.total.delta, 0);
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	sent = conn.sent;
+	for (unsigned n = 1; n <= rounds; n++) {
+		for (uint64_t i = 0; i < MANY; i++) {
+			for (uint64_t k = 0; k < i % 5; k++)
+				put(300 + i, (i * 8 + n * 256 + k * 1000) % (PAGE_SIZE - 8), n + k);
+		}
+		a_round();
+	}
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	return conn.sent - sent;
+}
+
+START_TEST(deltas_arrive)
+{
+	uint64_t sent;
+
+	begin();
+	sent = change_few(5, 1, 100000);
+	ck_assert_uint_gt(path.total.delta, 5 * MANY / 2);
+	ck_assert_uint_lt(sent, 5 * MANY * PAGE_SIZE / 8);
+	/* Into pages that are zeros there, or were given back, or all new. */
+	for (uint64_t i = 0; i < MANY; i++) {
+		if (i % 4 == 0)
+			fill(300 + i, 0);
+		else if (i % 4 == 1)
+			ck_assert_int_eq(ram_zero_pages(&m->vm->ram, 300 + i, 1), 0);
+		else if (i % 4 == 2)
+			fill_random(1, 300 + i);
+	}
+	a_round();
+	for (uint64_t i = 0; i < MANY; i++)
+		put(300 + i, 800, i + 1);
+	a_round();
+	end();
+}
+END_TEST
+
+/* The same, compressed. */
+START_TEST(packed_deltas_arrive)
+{
+	begin();
+	pack_init(&path.pack, MIGRATE_COMPRESS_ZSTD, 1);
+	change_few(3, 1, 100000);
+	ck_assert_uint_gt(path.total.delta, 3 * MANY / 2);
+	for (uint64_t i = 0; i < MANY; i++) {
+		fill(300 + i, (uint8_t)(i % 9 + 1));
+		put(300 + i, 16, i + 1);
+	}
+	a_round();
+	for (uint64_t i = 0; i < MANY; i++)
+		put(300 + i, 800, i % 3 + 1);
+	a_round();
+	ck_assert_uint_gt(path.total.packed, 0);
+	end();
+}
+END_TEST
+
+/* Where a round trip takes longer than the pages themselves nothing is asked for. */
+START_TEST(deltas_that_do_not_pay)
+{
+	begin();
+	change_few(5, 0.01, 10 * NS_PER_MS);
+	ck_assert_uint_eq(path.total.delta, 0);
+	end();
+}
+END_TEST
+
+/* All of each page is new: after a few tries it is not asked for. */
+START_TEST(deltas_of_new_pages)
+{
+	uint64_t asked;
+
+	begin();
+	work.net = (struct asks_network){.byte_ns = 1};
+	for (unsigned n = 0; n < 20; n++) {
+		for (uint64_t i = 0; i < MANY; i++)
+			fill_random(n, 300 + i);
+		a_round();
+	}
+	ck_assert_uint_eq(path.total.delta, 0);
+	ck_assert_int_eq(conn_flush(&conn, &m->err), 0);
+	asked = conn.received;
+	ck_assert_uint_gt(asked, 0);
+	ck_assert_uint_lt(asked, 20 * MANY * sizeof(struct delta_hashes) / 20);
+	/* Then they change little, and it comes on again. */
+	for (unsigned n = 0; n < 60 && path.total.delta < 4 * MANY; n++) {
+		for (uint64_t i = 0; i < MANY; i++)
+			put(300 + i, n * 8, i + n);
+		a_round();
+	}
+	ck_assert_uint_ge(path.total.delta, 4 * MANY);
 	end();
 }
 END_TEST
@@ -686,6 +844,11 @@ int main(void)
 	const TTest *const tests[] = {
 		all_arrives,
 		compressed_pages_arrive,
+		copies_arrive,
+		deltas_arrive,
+		packed_deltas_arrive,
+		deltas_that_do_not_pay,
+		deltas_of_new_pages,
 		rounds_shrink,
 		store_before_clearing,
 		store_after_clearing,

@@ -96,16 +96,9 @@ START_TEST(indices)
 		uint64_t index;
 		uint32_t count;
 	} bad[] = {
-		{NPAGES, 1},
-		{NPAGES - 1, 2},
-		{0, (uint32_t)NPAGES + 1},
-		{0, 0},
-		{UINT64_MAX, 1},
-		{UINT64_MAX, 2},
-		{NPAGES - 1, ~0U},
-		{UINT64_MAX - 5, 10},
-		{1ULL << 52, 1},
-		{(1ULL << 63) + 1, 1},
+		{NPAGES, 1},	      {NPAGES - 1, 2}, {0, (uint32_t)NPAGES + 1},
+		{UINT64_MAX, 1},      {UINT64_MAX, 2}, {NPAGES - 1, ~0U},
+		{UINT64_MAX - 5, 10}, {1ULL << 52, 1}, {(1ULL << 63) + 1, 1},
 	};
 
 	head = (struct wire_batch){.n_descs = 1};
@@ -133,7 +126,9 @@ START_TEST(kinds)
 	desc[0] = data_page(3);
 	desc[0].kind = 0;
 	refused("unknown kind");
-	desc[0].kind = WIRE_PAGE_HOLE + 1;
+	desc[0].kind = WIRE_PAGE_DELTA + 1;
+	refused("unknown kind");
+	desc[0] = zeros(3, 0);
 	refused("unknown kind");
 	desc[0].kind = UINT32_MAX;
 	refused("unknown kind");
@@ -163,8 +158,67 @@ START_TEST(packed)
 	head = (struct wire_batch){.n_descs = 1, .packed = 1};
 	desc[0] = zeros(6, 1);
 	refused("no smaller");
-	head = (struct wire_batch){.n_descs = 1, .zero = 1};
+}
+END_TEST
+
+static struct wire_desc delta(uint64_t index, uint32_t len)
+{
+	return (struct wire_desc){.index = index, .count = len, .kind = WIRE_PAGE_DELTA};
+}
+
+/* A mask of 16 bytes and blocks of 32. */
+START_TEST(deltas)
+{
+	head = (struct wire_batch){.n_descs = 3, .n_data = 1, .delta = 16 + 80};
+	desc[0] = delta(5, 16);
+	desc[1] = data_page(6);
+	desc[2] = delta(7, 80);
+	ck_assert_int_eq(check(), 0);
+	ck_assert_uint_eq(length(), sizeof(head) + 3 * sizeof(desc[0]) + PAGE_SIZE + 96);
+	head.packed = PAGE_SIZE + 95;
+	ck_assert_int_eq(check(), 0);
+	head.packed = PAGE_SIZE + 96;
 	refused("no smaller");
+	head.packed = 0;
+	desc[2].index = NPAGES;
+	refused("page beyond the guest's RAM");
+	desc[2] = delta(7, 112);
+	refused("contents and descriptors disagree");
+	for (uint32_t len = 0; len <= PAGE_SIZE + 16; len++) {
+		desc[2] = delta(7, len);
+		head.delta = 16 + len;
+		if (len >= 16 && len < PAGE_SIZE * 3 / 4 && len % 32 == 16)
+			ck_assert_int_eq(check(), 0);
+		else
+			refused("unknown kind");
+	}
+	desc[2] = delta(7, UINT32_MAX - 15);
+	head.delta = 0;
+	refused("unknown kind");
+	/* More than a receiver has room for. */
+	head = (struct wire_batch){
+		.n_descs = 2, .n_data = WIRE_BATCH_PAGES - 1, .delta = PAGE_SIZE + 1};
+	refused("limits");
+	head.delta = UINT32_MAX;
+	refused("limits");
+}
+END_TEST
+
+/* `count` is the page that it is a copy of. */
+START_TEST(copies)
+{
+	head = (struct wire_batch){.n_descs = 2};
+	desc[0] = zeros(1, 1);
+	desc[1] = (struct wire_desc){.index = 9, .count = 0, .kind = WIRE_PAGE_COPY};
+	ck_assert_int_eq(check(), 0);
+	desc[1].count = NPAGES - 1;
+	ck_assert_int_eq(check(), 0);
+	desc[1].count = NPAGES;
+	refused("page beyond the guest's RAM");
+	desc[1].count = UINT32_MAX;
+	refused("page beyond the guest's RAM");
+	desc[1] = (struct wire_desc){.index = NPAGES, .count = 1, .kind = WIRE_PAGE_COPY};
+	refused("page beyond the guest's RAM");
 }
 END_TEST
 
@@ -216,8 +270,8 @@ END_TEST
 
 int main(void)
 {
-	const TTest *const tests[] = {good_batches, counts, lengths, indices,
-				      kinds,	    packed, types,   check_sums};
+	const TTest *const tests[] = {good_batches, counts, lengths, indices, kinds,
+				      packed,	    deltas, copies,  types,   check_sums};
 
 	return check_main("wire", tests, ARRAY_SIZE(tests));
 }
