@@ -276,6 +276,8 @@ static int on_round_end(struct receiver *r, const struct wire_frame *f, const ui
 	ret = lanes_end_round(&r->lanes, round, &r->err);
 	if (ret)
 		return ret;
+	/* The source waits for the answer: nothing is being stored. */
+	hashes_refresh(&r->hashes);
 	pthread_mutex_lock(&r->lock);
 	r->stats.round = round;
 	pthread_mutex_unlock(&r->lock);

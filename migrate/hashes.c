@@ -18,22 +18,29 @@ static struct page_hash from_xxh(XXH128_hash_t x)
 int hashes_init(struct hashes *h, uint64_t npages, uint64_t seed)
 {
 	static const uint8_t zeros[PAGE_SIZE];
+	size_t chunks;
 
 	*h = (struct hashes){.seed = seed, .npages = npages, .page = hash_page_best()};
+	h->mask = hash_page(h, zeros);
+	chunks = hashes_n_chunks(h);
+	h->digest = calloc(chunks + 1, sizeof(*h->digest));
+	h->fresh = calloc(chunks + 1, sizeof(*h->fresh));
 	h->table = mmap(NULL, npages * sizeof(*h->table), PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (h->table == MAP_FAILED) {
+	if (h->table == MAP_FAILED)
 		h->table = NULL;
-		return -ENOMEM;
-	}
-	h->mask = hash_page(h, zeros);
-	return 0;
+	if (h->table && h->digest && h->fresh)
+		return 0;
+	hashes_free(h);
+	return -ENOMEM;
 }
 
 void hashes_free(struct hashes *h)
 {
 	if (h->table)
 		munmap(h->table, h->npages * sizeof(*h->table));
+	free(h->digest);
+	free(h->fresh);
 	*h = (struct hashes){0};
 }
 
@@ -60,7 +67,7 @@ uint64_t hashes_n_chunks(const struct hashes *h)
 	return (h->npages + HASHES_CHUNK - 1) / HASHES_CHUNK;
 }
 
-struct page_hash hashes_chunk(const struct hashes *h, uint64_t chunk)
+static struct page_hash chunk_digest(const struct hashes *h, uint64_t chunk)
 {
 	uint64_t first = chunk * HASHES_CHUNK;
 	uint64_t n = MIN(h->npages - first, (uint64_t)HASHES_CHUNK);
@@ -68,16 +75,27 @@ struct page_hash hashes_chunk(const struct hashes *h, uint64_t chunk)
 	return from_xxh(XXH3_128bits_withSeed(h->table + first, n * sizeof(*h->table), h->seed));
 }
 
-struct page_hash *hashes_proof(const struct hashes *h, const void *state, size_t state_len,
-			       size_t *n, struct page_hash *root)
+void hashes_refresh(struct hashes *h)
+{
+	uint64_t chunks = hashes_n_chunks(h);
+
+	for (uint64_t i = 0; i < chunks; i++) {
+		if (atomic_exchange_explicit(&h->fresh[i], 1, memory_order_acquire) == 0)
+			h->digest[i] = chunk_digest(h, i);
+	}
+}
+
+struct page_hash *hashes_proof(struct hashes *h, const void *state, size_t state_len, size_t *n,
+			       struct page_hash *root)
 {
 	size_t chunks = hashes_n_chunks(h);
 	struct page_hash *digest = malloc((chunks + 1) * sizeof(*digest));
 
 	if (!digest)
 		return NULL;
-	for (size_t i = 0; i < chunks; i++)
-		digest[i] = hashes_chunk(h, i);
+	hashes_refresh(h);
+	if (chunks)
+		memcpy(digest, h->digest, chunks * sizeof(*digest));
 	digest[chunks] = from_xxh(XXH3_128bits_withSeed(state, state_len, h->seed));
 	*n = chunks + 1;
 	*root = from_xxh(XXH3_128bits_withSeed(digest, *n * sizeof(*digest), h->seed));

@@ -8,10 +8,15 @@
  * pages that collide, XORed with the hash of a page of zeros: so such a page hashes to 0, and a
  * fresh table is fresh memory, which costs nothing where the guest has no pages. 16 bytes for each
  * page that was ever sent: 0.39 % of RAM at most.
+ *
+ * The proof of equality is a digest of each chunk of the table. A digest is taken when the chunk
+ * has changed and the guest runs, at the end of each round: at the pause only those of the last
+ * round's chunks are due.
  */
 #ifndef GODWIT_MIGRATE_HASHES_H
 #define GODWIT_MIGRATE_HASHES_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -29,10 +34,12 @@ struct page_hash {
 struct hashes {
 	uint64_t seed;
 	uint64_t npages;
-	hash_page_fn *page;    /* the quickest here */
-	struct page_hash zero; /* of a page of zeros: 0 */
-	struct page_hash mask; /* XXH3-128 of a page of zeros */
-	struct page_hash *table;
+	hash_page_fn *page;	  /* the quickest here */
+	struct page_hash zero;	  /* of a page of zeros: 0 */
+	struct page_hash mask;	  /* XXH3-128 of a page of zeros */
+	struct page_hash *table;  /* to be read; hashes_set() writes */
+	struct page_hash *digest; /* of each chunk */
+	_Atomic uint8_t *fresh;	  /* of each chunk: its digest is of what the table says now */
 };
 
 static inline bool hash_equal(const struct page_hash *a, const struct page_hash *b)
@@ -44,22 +51,31 @@ static inline bool hash_equal(const struct page_hash *a, const struct page_hash 
 int hashes_init(struct hashes *h, uint64_t npages, uint64_t seed);
 void hashes_free(struct hashes *h);
 
+/* One entry of the table. Any thread, if each page has only one at a time. */
+static inline void hashes_set(struct hashes *h, uint64_t index, struct page_hash hash)
+{
+	h->table[index] = hash;
+	/* After the entry: who looks at both meanwhile takes the digest again. */
+	atomic_store_explicit(&h->fresh[index / HASHES_CHUNK], 0, memory_order_release);
+}
+
 /* Hash of one page's content. */
 struct page_hash hash_page(const struct hashes *h, const void *page);
 
 /* Is the page all zeros? */
 bool page_is_zero(const void *page);
 
-/* Digest of one chunk of the table: HASHES_CHUNK pages, fewer in the last. */
 uint64_t hashes_n_chunks(const struct hashes *h);
-struct page_hash hashes_chunk(const struct hashes *h, uint64_t chunk);
+
+/* Brings the digests up to date. One thread at a time. */
+void hashes_refresh(struct hashes *h);
 
 /*
  * The proof of equality: the digests of all chunks and, last, that of the machine's state. *n is
  * their number, *root one digest over all of them. NULL without memory; the caller frees.
  */
-struct page_hash *hashes_proof(const struct hashes *h, const void *state, size_t state_len,
-			       size_t *n, struct page_hash *root);
+struct page_hash *hashes_proof(struct hashes *h, const void *state, size_t state_len, size_t *n,
+			       struct page_hash *root);
 
 /* Bytes of a proof. */
 uint64_t hashes_proof_len(const struct hashes *h);

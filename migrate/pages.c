@@ -78,7 +78,7 @@ static int add_zeros(struct page_path *p, uint64_t index, enum wire_page_kind ki
 
 	if (ret)
 		return ret;
-	p->hashes->table[index] = p->hashes->zero;
+	hashes_set(p->hashes, index, p->hashes->zero);
 	b = p->batch;
 	last = b->head.n_descs ? &b->desc[b->head.n_descs - 1] : NULL;
 	if (last && last->kind == kind && last->index + last->count == index) {
@@ -140,7 +140,7 @@ static void add_content(struct page_path *p, uint64_t index, const struct page_h
 
 static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 {
-	struct page_hash *held = &p->hashes->table[index];
+	const struct page_hash *held = &p->hashes->table[index];
 	struct page_hash hash;
 	uint8_t *staged;
 	int ret = ensure_batch(p, err);
@@ -161,7 +161,7 @@ static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 		return 0;
 	}
 	add_content(p, index, &hash, staged);
-	*held = hash;
+	hashes_set(p->hashes, index, hash);
 	return 0;
 }
 

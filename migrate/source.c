@@ -311,6 +311,9 @@ static int precopy_round(struct migration *m, uint64_t pages)
 	/* While the pages go, the disks write out what they would have to at the pause. */
 	vm_prepare_devices(m->vm);
 	ret = send_round(m, pages, &round);
+	/* Both sides do so now rather than at the pause. */
+	if (ret == 0)
+		hashes_refresh(&m->hashes);
 	/* Only what the destination has stored counts for the speed. */
 	if (ret == 0)
 		ret = await_ack(m, round);

@@ -151,7 +151,7 @@ static int take_data(struct store *s, const struct wire_desc *d, struct errmsg *
 	/* Of what is in guest RAM now, not of what came: that is what the table has to tell. */
 	struct page_hash hash = hash_page(s->hashes, ram_page(s->ram, d->index));
 
-	s->hashes->table[d->index] = hash;
+	hashes_set(s->hashes, d->index, hash);
 	atomic_fetch_add_explicit(&s->pages_stored, 1, memory_order_relaxed);
 	if (!hash_equal(&hash, &d->hash))
 		return errmsg_set(err, -EBADMSG, "page %llu was damaged on its way",
@@ -190,7 +190,7 @@ static int take_zeros(struct store *s, const struct wire_desc *d, struct errmsg 
 			memset(host, 0, PAGE_SIZE);
 			ram_dma_done(s->ram, host, PAGE_SIZE);
 		}
-		s->hashes->table[i] = s->hashes->zero;
+		hashes_set(s->hashes, i, s->hashes->zero);
 	}
 	atomic_fetch_add_explicit(&s->pages_zeroed, d->count, memory_order_relaxed);
 	return 0;

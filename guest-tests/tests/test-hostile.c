@@ -235,7 +235,7 @@ static const struct {
 	{s_noise_hello, "HELLO"},
 	{s_huge_hello, "a HELLO frame of 4294967295 bytes, 65536 are allowed"},
 	{s_magic, "what is no frame"},
-	{s_type, "a frame of unknown type 18"},
+	{s_type, "a frame of unknown type 20"},
 	{s_flags, "flags 0x1"},
 	{s_sequence, "sent frame 1 where 0 was due"},
 	{s_pages_first, "sent PAGES during handshake"},
@@ -379,7 +379,7 @@ static const struct {
 	{s_half_header, true, "the destination closed the connection"},
 	{s_huge_hello, true, "a HELLO frame of 4294967295 bytes, 65536 are allowed"},
 	{s_magic, true, "what is no frame"},
-	{s_type, true, "a frame of unknown type 18"},
+	{s_type, true, "a frame of unknown type 20"},
 	{s_sequence, true, "sent frame 1 where 0 was due"},
 	{s_empty_hello, true, "answers HELLO with HELLO"},
 	{s_commit_first, true, "answers HELLO with COMMIT"},
@@ -614,7 +614,7 @@ static struct hashes tape_hashes(const struct relay *r)
  * The proof covers the state: for a changed one to get as far as being loaded, its digest, the
  * proof's last, is made to fit.
  */
-static void forge_proof(const struct hashes *h, const struct relay_frame *state,
+static void forge_proof(struct hashes *h, const struct relay_frame *state,
 			struct relay_frame *proof)
 {
 	struct page_hash root, *digest;
@@ -629,7 +629,7 @@ static void forge_proof(const struct hashes *h, const struct relay_frame *state,
 }
 
 /* Plays the tape up to PROOF, with one frame changed. */
-static void play(const struct relay *r, const struct hashes *h, int fd, unsigned victim)
+static void play(const struct relay *r, struct hashes *h, int fd, unsigned victim)
 {
 	static uint8_t copy[1 << 20], proof[1 << 16];
 	struct relay_frame state = {.type = 0};
