@@ -72,6 +72,17 @@ enum migrate_status {
 };
 const char *migrate_status_name(enum migrate_status s); /* "completed", "failed", ... */
 
+#define MIGRATE_ROUNDS_KEPT 64U
+
+/* What one round was, and what it cost. */
+struct migrate_round {
+	uint32_t number;
+	uint64_t ns;	/* finding its pages, until the destination had all of them */
+	uint64_t pages; /* that were dirty */
+	uint64_t sent;	/* of these: others were zeros or unchanged */
+	uint64_t wire_bytes;
+};
+
 /* Progress while it runs and, once done, the report. Counts of pages are 4 KiB pages. */
 struct migrate_stats {
 	enum migrate_phase phase;
@@ -93,6 +104,8 @@ struct migrate_stats {
 	/* Of these (source): compressed; only what had changed; as a copy of another page. */
 	uint64_t pages_compressed, pages_delta, pages_copied;
 	uint64_t verified_pages;
+	/* Source: those that are over, the latest MIGRATE_ROUNDS_KEPT; round n is at n % that. */
+	struct migrate_round rounds[MIGRATE_ROUNDS_KEPT];
 	enum migrate_verify verify;
 	uint64_t rtt_ns;
 	uint32_t connections;

@@ -79,6 +79,7 @@ struct migration {
 	struct errmsg err;
 	uint64_t start_ns, deadline_ns;
 	uint64_t round_start_ns, round_start_sent, round_start_cpu, round_pages;
+	uint64_t collect_ns; /* what finding the round's pages took */
 	struct page_counts round_start_counts;
 	struct estimate estimate;
 	int64_t clock_offset; /* destination's now_ns() less ours */
@@ -303,6 +304,35 @@ static int await_ack(struct migration *m, uint32_t round)
 	return ret;
 }
 
+/* Notes what the round that ends now was. */
+static void note_round(struct migration *m)
+{
+	struct migrate_round *r;
+	struct page_counts counts;
+	uint64_t bytes = sum_up(m, &counts), now = now_ns();
+
+	pthread_mutex_lock(&m->lock);
+	r = &m->stats.rounds[m->stats.round % MIGRATE_ROUNDS_KEPT];
+	*r = (struct migrate_round){
+		.number = m->stats.round,
+		.ns = m->collect_ns + now - m->round_start_ns,
+		.pages = m->round_pages,
+		.sent = counts.sent - m->round_start_counts.sent,
+		.wire_bytes = bytes - m->round_start_sent,
+	};
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* The pages of the next round. */
+static int collect(struct migration *m, uint64_t *pages)
+{
+	uint64_t start = now_ns();
+	int ret = dirty_collect(&m->dirty, pages, &m->err);
+
+	m->collect_ns = now_ns() - start;
+	return ret;
+}
+
 static int precopy_round(struct migration *m, uint64_t pages)
 {
 	uint32_t round;
@@ -317,9 +347,11 @@ static int precopy_round(struct migration *m, uint64_t pages)
 	/* Only what the destination has stored counts for the speed. */
 	if (ret == 0)
 		ret = await_ack(m, round);
-	if (ret == 0)
-		publish(m);
-	return ret;
+	if (ret)
+		return ret;
+	publish(m);
+	note_round(m);
+	return 0;
 }
 
 static void learn(struct migration *m)
@@ -382,7 +414,7 @@ static int precopy(struct migration *m)
 	if (ret == 0)
 		ret = measure_clocks(m);
 	if (ret == 0)
-		ret = dirty_collect(&m->dirty, &pages, &m->err);
+		ret = collect(m, &pages);
 	while (ret == 0) {
 		collected_ns = now_ns();
 		ret = precopy_round(m, pages);
@@ -391,7 +423,7 @@ static int precopy(struct migration *m)
 		learn(m);
 		ret = check_stop(m, &m->err);
 		if (ret == 0)
-			ret = dirty_collect(&m->dirty, &pages, &m->err);
+			ret = collect(m, &pages);
 		if (ret)
 			break;
 		ns = now_ns() - collected_ns;
@@ -496,7 +528,7 @@ static int send_rest(struct migration *m, struct page_hash *root, uint64_t *at)
 	if (ret)
 		goto out;
 	set_part(m, &m->stats.state_ns, at);
-	ret = dirty_collect(&m->dirty, &pages, &m->err);
+	ret = collect(m, &pages);
 	if (ret == 0)
 		ret = send_round(m, pages, &round);
 	if (ret == 0)
@@ -510,6 +542,8 @@ static int send_rest(struct migration *m, struct page_hash *root, uint64_t *at)
 	ret = send_proof(m, &s, root);
 	if (ret == 0 && !full)
 		ret = await_ack(m, round);
+	if (ret == 0)
+		note_round(m);
 out:
 	sb_free(&s);
 	return ret;

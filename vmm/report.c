@@ -55,6 +55,27 @@ json_t *report_progress(const struct migrate_stats *s)
 			 jint(s->remaining_pages), "pages", report_pages(s));
 }
 
+/* From the oldest that is known. */
+static json_t *report_rounds(const struct migrate_stats *s)
+{
+	uint32_t first =
+		s->round > MIGRATE_ROUNDS_KEPT ? s->round - (uint32_t)MIGRATE_ROUNDS_KEPT + 1 : 1;
+	json_t *list = json_array();
+
+	for (uint32_t n = first; n <= s->round; n++) {
+		const struct migrate_round *r = &s->rounds[n % MIGRATE_ROUNDS_KEPT];
+
+		/* One that was broken off has no figures. */
+		if (r->number == n)
+			json_array_append_new(list, json_pack("{s:I,s:o,s:I,s:I,s:I}", "round",
+							      (json_int_t)n, "ms", report_ms(r->ns),
+							      "pages", jint(r->pages), "sent",
+							      jint(r->sent), "wire_bytes",
+							      jint(r->wire_bytes)));
+	}
+	return list;
+}
+
 json_t *report_final(const struct migrate_stats *s)
 {
 	json_t *j =
@@ -72,6 +93,7 @@ json_t *report_final(const struct migrate_stats *s)
 	json_object_set_new(j, "rtt_ms", report_ms(s->rtt_ns));
 	json_object_set_new(j, "connections", json_integer(s->connections));
 	json_object_set_new(j, "cpu_ms", report_ms(s->cpu_ns));
+	json_object_set_new(j, "per_round", report_rounds(s));
 	json_object_set_new(j, "downtime_parts",
 			    json_pack("{s:o,s:o,s:o,s:o,s:o}", "pause_ms", report_ms(s->pause_ns),
 				      "last_pages_ms", report_ms(s->last_pages_ns), "state_ms",

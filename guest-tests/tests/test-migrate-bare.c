@@ -77,6 +77,29 @@ static void need_proof(struct guest *g, const struct move *m)
 	     json_dumps(m->json, JSON_COMPACT));
 }
 
+/* What the report tells of each round adds up to what it tells of the move. */
+static void need_rounds(const struct move *m)
+{
+	const json_t *list = json_object_get(m->json, "per_round"), *r;
+	double scanned = 0, sent = 0, bytes = 0, ms = 0;
+	size_t i;
+
+	json_array_foreach(list, i, r)
+	{
+		scanned += json_num(r, "pages");
+		sent += json_num(r, "sent");
+		bytes += json_num(r, "wire_bytes");
+		ms += json_num(r, "ms");
+	}
+	if (m->rounds > json_array_size(list) && json_array_size(list) == 64)
+		return;
+	ck_assert_uint_eq(json_array_size(list), m->rounds);
+	need(scanned == (double)m->scanned && sent == (double)m->sent &&
+		     bytes <= (double)m->wire_bytes && bytes > 0.9 * (double)m->sent * 32 &&
+		     ms > 0 && ms <= m->total_ms,
+	     "%s", json_dumps(m->json, JSON_COMPACT));
+}
+
 /* For a guest that dirties faster than a slow host can send. */
 static const char *downtime(void)
 {
@@ -132,6 +155,7 @@ START_TEST(writer)
 		t_ms = kv(line, "t_ms");
 		need_gap(&m, line);
 		need_proof(&g, &m);
+		need_rounds(&m);
 		need(!strcmp(kind, "idle") || kv(line, "writes") > writes, "it writes no more: %s",
 		     line);
 		writes = kv(line, "writes");
