@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the files of the source share: source.c, source_rounds.c and source_handover.c.
+ */
+#ifndef GODWIT_MIGRATE_SOURCE_PARTS_H
+#define GODWIT_MIGRATE_SOURCE_PARTS_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "conn.h"
+#include "dirty.h"
+#include "estimate.h"
+#include "hashes.h"
+#include "migrate.h"
+#include "pages.h"
+#include "senders.h"
+
+struct migration {
+	struct vm *vm;
+	struct migrate_options opt;
+	struct loop *loop;
+	struct loop_task done_task;
+	void (*done)(void *arg);
+	void *done_arg;
+	pthread_t thread;
+	int cancel_fd;
+
+	pthread_mutex_t lock; /* guards the next three */
+	struct migrate_stats stats;
+	bool cancelled;
+	bool committed; /* COMMIT may be out: cancelling is over */
+
+	/* The coordinator's own. */
+	struct conn conn;
+	struct dirty dirty;
+	struct hashes hashes;
+	struct page_path path; /* of the first connection, which is the coordinator's */
+	struct page_work work;
+	struct senders senders; /* the other connections */
+	uint64_t session;
+	struct errmsg err;
+	uint64_t start_ns, deadline_ns;
+	uint64_t round_start_ns, round_start_sent, round_start_cpu, round_pages;
+	uint64_t collect_ns; /* what finding the round's pages took */
+	struct page_counts round_start_counts;
+	struct estimate estimate;
+	int64_t clock_offset; /* destination's now_ns() less ours */
+	uint64_t rtt;
+	uint64_t pause_start;
+	bool released; /* disks' locks and the like are free for the destination */
+	bool uncertain;
+};
+
+/* ---- source.c ---- */
+
+void source_set_phase(struct migration *m, enum migrate_phase phase);
+
+/* What all connections have sent so far: bytes, and pages. */
+uint64_t source_sum_up(const struct migration *m, struct page_counts *pages);
+
+/* Brings the figures that others look at up to date. */
+void source_publish(struct migration *m);
+
+/* Reasons to stop that do not come from the connection: -ESHUTDOWN, -ETIME with the cause. */
+int source_check_stop(struct migration *m, struct errmsg *err);
+
+/* ---- source_rounds.c ---- */
+
+/* From the start of dirty tracking until what is left fits the pause. 0, or -errno with the cause
+ * in m->err, as the following. */
+int source_precopy(struct migration *m);
+
+/* The pages of the next round. */
+int source_collect(struct migration *m, uint64_t *pages);
+
+/* Sends a round, whose number is in *round. */
+int source_send_round(struct migration *m, uint64_t pages, uint32_t *round);
+
+/* What the destination acknowledges is stored. */
+int source_await_ack(struct migration *m, uint32_t round);
+
+/* Notes what the round that ends now was. */
+void source_note_round(struct migration *m);
+
+/* ---- source_handover.c ---- */
+
+/* The pause: the last pages, state, proof, COMMIT. *quiesced: devices are at rest. */
+int source_stop_and_copy(struct migration *m, bool *quiesced);
+
+/* After all of it, or after what failed with ret: who runs the guest now. */
+enum migrate_status source_settle(struct migration *m, int ret, bool quiesced);
+
+#endif

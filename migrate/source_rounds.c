@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The source's rounds of pre-copy.
+ *
+ * Theory of operation: a round sends the pages that were dirty when it began, over all connections,
+ * and is over when the destination has acknowledged them. Pausing is decided by an estimate
+ * (estimate.h) of what the pages left will take, plus what a pause has cost besides pages.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "source_parts.h"
+
+#define PINGS 5U
+
+/* What a pause costs besides pages, until a pause of this machine has been measured. */
+#define STATE_COST_GUESS (3 * NS_PER_MS)
+#define VCPU_COST_GUESS (NS_PER_MS / 2)
+
+static int tick(void *arg, struct errmsg *err)
+{
+	struct migration *m = arg;
+	int ret;
+
+	source_publish(m);
+	ret = conn_keep_alive(&m->conn, err);
+	if (ret)
+		return ret;
+	/* Once paused there is no way back in time: the pages left are few. */
+	return m->pause_start ? 0 : source_check_stop(m, err);
+}
+
+/* Round trip and the distance of the two clocks, from the quickest of a few exchanges. */
+static int measure_clocks(struct migration *m)
+{
+	uint64_t best = UINT64_MAX;
+
+	for (unsigned i = 0; i < PINGS; i++) {
+		uint64_t sent = now_ns(), pong[2], rtt;
+		uint32_t len;
+		int ret = conn_send(&m->conn, WIRE_PING, &sent, sizeof(sent), NULL, &m->err);
+
+		if (ret == 0)
+			ret = conn_expect(&m->conn, WIRE_PONG, pong, sizeof(pong), &len, &m->err);
+		if (ret)
+			return ret;
+		if (len != sizeof(pong) || pong[0] != sent)
+			return errmsg_set(&m->err, -EPROTO,
+					  "the destination's PONG is not an answer to our PING");
+		rtt = now_ns() - sent;
+		if (rtt < best) {
+			best = rtt;
+			m->rtt = rtt;
+			m->clock_offset = (int64_t)(pong[1] - (sent + rtt / 2));
+		}
+	}
+	return 0;
+}
+
+/*
+ * One round of pages, the last one with the machine stopped included. All connections end it, this
+ * one last: then the destination has it all, or breaks off.
+ */
+int source_send_round(struct migration *m, uint64_t pages, uint32_t *round)
+{
+	int ret, other;
+
+	m->round_start_ns = now_ns();
+	m->round_start_sent = source_sum_up(m, &m->round_start_counts);
+	m->round_start_cpu = thread_cpu_ns() + senders_cpu_ns(&m->senders);
+	m->round_pages = pages;
+	pthread_mutex_lock(&m->lock);
+	*round = ++m->stats.round;
+	pthread_mutex_unlock(&m->lock);
+	m->work.next = 0;
+	m->work.net = (struct asks_network){.byte_ns = m->estimate.byte_ns, .rtt_ns = m->rtt};
+	senders_begin_round(&m->senders, *round);
+	ret = pages_send_round(&m->path, &m->err);
+	/* They must not wait for what will not come. */
+	if (ret)
+		m->work.stop = true;
+	other = senders_end_round(&m->senders, &m->err);
+	ret = ret ? ret : other;
+	if (ret == 0)
+		ret = conn_send(&m->conn, WIRE_ROUND_END, round, sizeof(*round), NULL, &m->err);
+	source_publish(m);
+	return ret;
+}
+
+/* What the destination acknowledges is stored. */
+int source_await_ack(struct migration *m, uint32_t round)
+{
+	uint32_t ack = 0, len;
+	int ret = conn_expect(&m->conn, WIRE_ROUND_ACK, &ack, sizeof(ack), &len, &m->err);
+
+	if (ret == 0 && (len != sizeof(ack) || ack != round))
+		ret = errmsg_set(&m->err, -EPROTO, "the destination acknowledges another round");
+	return ret;
+}
+
+/* Notes what the round that ends now was. */
+void source_note_round(struct migration *m)
+{
+	struct migrate_round *r;
+	struct page_counts counts;
+	uint64_t bytes = source_sum_up(m, &counts), now = now_ns();
+
+	pthread_mutex_lock(&m->lock);
+	r = &m->stats.rounds[m->stats.round % MIGRATE_ROUNDS_KEPT];
+	*r = (struct migrate_round){
+		.number = m->stats.round,
+		.ns = m->collect_ns + now - m->round_start_ns,
+		.pages = m->round_pages,
+		.sent = counts.sent - m->round_start_counts.sent,
+		.wire_bytes = bytes - m->round_start_sent,
+	};
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* The pages of the next round. */
+int source_collect(struct migration *m, uint64_t *pages)
+{
+	uint64_t start = now_ns();
+	int ret = dirty_collect(&m->dirty, pages, &m->err);
+
+	m->collect_ns = now_ns() - start;
+	return ret;
+}
+
+static int precopy_round(struct migration *m, uint64_t pages)
+{
+	uint32_t round;
+	int ret;
+
+	/* While the pages go, the disks write out what they would have to at the pause. */
+	vm_prepare_devices(m->vm);
+	ret = source_send_round(m, pages, &round);
+	/* Both sides do so now rather than at the pause. */
+	if (ret == 0)
+		hashes_refresh(&m->hashes);
+	/* Only what the destination has stored counts for the speed. */
+	if (ret == 0)
+		ret = source_await_ack(m, round);
+	if (ret)
+		return ret;
+	source_publish(m);
+	source_note_round(m);
+	return 0;
+}
+
+static void learn(struct migration *m)
+{
+	const struct page_counts *before = &m->round_start_counts;
+	struct page_counts counts;
+	struct round_cost cost = {
+		.ns = now_ns() - m->round_start_ns,
+		.work_ns = thread_cpu_ns() + senders_cpu_ns(&m->senders) - m->round_start_cpu,
+		.workers = m->opt.connections,
+		.bytes = source_sum_up(m, &counts) - m->round_start_sent,
+		.scanned = counts.scanned - before->scanned,
+		.sent = counts.sent - before->sent,
+		.partly = counts.delta + counts.copied - before->delta - before->copied,
+	};
+
+	estimate_learn(&m->estimate, &cost, m->stats.round == 1);
+}
+
+/* State there and back, and the proof: what the pause costs besides pages. */
+static uint64_t fixed_ns(const struct migration *m)
+{
+	return STATE_COST_GUESS + m->vm->n_vcpus * VCPU_COST_GUESS + 2 * m->rtt;
+}
+
+/*
+ * Enough for the pause? When the fixed part alone is above what the user wants, waiting for fewer
+ * pages does not help below half of the target.
+ */
+static bool fits(const struct migration *m, uint64_t pages)
+{
+	uint64_t target = m->opt.downtime_ns, fixed = fixed_ns(m);
+	uint64_t budget = fixed < target / 2 ? target - fixed : target / 2;
+
+	return estimate_pages_ns(&m->estimate, pages) <= budget;
+}
+
+int source_precopy(struct migration *m)
+{
+	uint64_t pages, collected_ns, ns;
+	int ret;
+
+	source_set_phase(m, MIGRATE_PRECOPY);
+	ret = dirty_start(&m->dirty, m->vm, &m->err);
+	if (ret)
+		return ret;
+	m->path = (struct page_path){
+		.vm = m->vm,
+		.dirty = &m->dirty,
+		.hashes = &m->hashes,
+		.conn = &m->conn,
+		.work = &m->work,
+		.tick = tick,
+		.tick_arg = m,
+	};
+	pack_init(&m->path.pack, m->opt.compress, m->opt.compress_level);
+	asks_init(&m->path.asks);
+	ret = senders_open(&m->senders, m->opt.connections - 1, m->opt.uri, m->cancel_fd,
+			   m->session, &m->path, &m->err);
+	if (ret == 0)
+		ret = measure_clocks(m);
+	if (ret == 0)
+		ret = source_collect(m, &pages);
+	while (ret == 0) {
+		collected_ns = now_ns();
+		ret = precopy_round(m, pages);
+		if (ret)
+			break;
+		learn(m);
+		ret = source_check_stop(m, &m->err);
+		if (ret == 0)
+			ret = source_collect(m, &pages);
+		if (ret)
+			break;
+		ns = now_ns() - collected_ns;
+		pthread_mutex_lock(&m->lock);
+		m->stats.dirty_pages_per_s = (uint64_t)((double)pages * 1e9 / (double)ns);
+		m->stats.remaining_pages = pages;
+		m->stats.estimate_downtime_ns =
+			estimate_pages_ns(&m->estimate, pages) + fixed_ns(m);
+		pthread_mutex_unlock(&m->lock);
+		log_debug("round took %llu us, %llu pages dirty since; they would take %llu us",
+			  (unsigned long long)ns / 1000, (unsigned long long)pages,
+			  (unsigned long long)m->stats.estimate_downtime_ns / 1000);
+		if (fits(m, pages)) {
+			/* The clocks may have drifted apart since the start. */
+			ret = measure_clocks(m);
+			break;
+		}
+	}
+	return ret;
+}
