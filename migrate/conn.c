@@ -2,6 +2,7 @@
 #include "conn.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,23 @@ enum tag {
 	TAG_CANCEL_POLL,
 };
 
+/* Where the peer has our own address, or a path here. */
+static bool is_local(int fd)
+{
+	struct sockaddr_storage own = {0}, peer = {0};
+	socklen_t own_len = sizeof(own), peer_len = sizeof(peer);
+	const struct sockaddr_in *a = (void *)&own, *b = (void *)&peer;
+	const struct sockaddr_in6 *a6 = (void *)&own, *b6 = (void *)&peer;
+
+	if (getsockname(fd, (void *)&own, &own_len) || getpeername(fd, (void *)&peer, &peer_len))
+		return false;
+	if (own.ss_family == AF_INET)
+		return a->sin_addr.s_addr == b->sin_addr.s_addr;
+	if (own.ss_family == AF_INET6)
+		return memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr)) == 0;
+	return own.ss_family == AF_UNIX;
+}
+
 int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err)
 {
 	int ret;
@@ -29,6 +47,7 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 		.fd = fd,
 		.cancel_fd = cancel_fd,
 		.peer = peer,
+		.local = is_local(fd),
 		.last_sent_ns = now_ns(),
 		.deadline_ns = UINT64_MAX,
 	};

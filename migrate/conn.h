@@ -56,6 +56,7 @@ struct conn {
 	unsigned queued;    /* filled and not yet completed, oldest first */
 	uint8_t *pages;	    /* the batches' data */
 	bool between_frames;
+	bool local;   /* both ends are on this host */
 	bool patient; /* the peer may be silent between frames for as long as it likes */
 	bool cancel_polled;
 	bool cancelled;

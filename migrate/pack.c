@@ -2,7 +2,10 @@
 #include "pack.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include <zstd.h>
 
 #define WINDOW 16U /* batches between two decisions */
@@ -52,6 +55,35 @@ static bool pays(const struct pack *p, double ratio)
 	return packed_cost(p, p->zstd, ratio) < WORTH * larger(p->work, p->wire);
 }
 
+/* CPU time of the whole host since it was booted: all, and idle. 0 where it is not told. */
+static void read_host_cpu(uint64_t *idle, uint64_t *total)
+{
+	unsigned long long t[8] = {0};
+	char line[256] = "";
+	int fd = open("/proc/stat", O_RDONLY | O_CLOEXEC);
+
+	*idle = *total = 0;
+	if (fd < 0)
+		return;
+	if (read(fd, line, sizeof(line) - 1) > 0 &&
+	    sscanf(line, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &t[0], &t[1], &t[2], &t[3],
+		   &t[4], &t[5], &t[6], &t[7]) == 8) {
+		for (unsigned i = 0; i < ARRAY_SIZE(t); i++)
+			*total += t[i];
+		*idle = t[3];
+	}
+	close(fd);
+}
+
+/* Has a tenth of the host's CPU time been left in this window? */
+static bool host_was_idle(const struct pack *p)
+{
+	uint64_t idle, total;
+
+	read_host_cpu(&idle, &total);
+	return (idle - p->host_idle) * 10 > total - p->host_total;
+}
+
 /* What a byte has cost in the window that ends now. */
 static void measure(struct pack *p, const struct conn *c, uint64_t now)
 {
@@ -64,7 +96,9 @@ static void measure(struct pack *p, const struct conn *c, uint64_t now)
 	/* CPU time: what others take of this CPU is lost to either way. */
 	p->work = larger((double)(thread_cpu_ns() - p->start_cpu - p->zstd_ns), 0) / content;
 	/* Without waiting it is only known that it is not slower than that. */
-	if (blocked > wall / 16 || p->wire > wall / sent)
+	if (blocked > wall / 16 && c->local && !host_was_idle(p))
+		p->wire = 0;
+	else if (blocked > wall / 16 || p->wire > wall / sent)
 		p->wire = wall / sent;
 }
 
@@ -111,6 +145,8 @@ static void begin_window(struct pack *p, const struct conn *c, uint64_t now)
 	p->start_cpu = thread_cpu_ns();
 	p->blocked_ns = c->blocked_ns;
 	p->sent = c->sent;
+	if (c->local)
+		read_host_cpu(&p->host_idle, &p->host_total);
 	p->content = p->zstd_ns = 0;
 	p->batches = 0;
 }

@@ -9,7 +9,9 @@
  *	packed	max(work + zstd, ratio * wire)
  *
  * The network is the bottleneck only while its sender waits for a free buffer; how fast it is can
- * be told only then. When packed is the quicker one, batches are packed; where the network waits
+ * be told only then. And not where both ends are on this host and no CPU is idle: there the other
+ * side waits for a CPU, and would wait longer if we took more. (With an idle one, there may be a
+ * tunnel in between.) When packed is the quicker one, batches are packed; where the network waits
  * all the same, harder. Content that does not become smaller is left alone, and tried again now and
  * then, ever more rarely.
  */
@@ -33,6 +35,7 @@ struct pack {
 	double zstd, ratio;  /* ns a byte of content; bytes out for one in */
 	/* At the start of the window. */
 	uint64_t start_ns, start_cpu, blocked_ns, sent;
+	uint64_t host_idle, host_total; /* CPU time of all of the host, in ticks */
 	/* In it. */
 	uint64_t content, zstd_ns;
 };

@@ -49,6 +49,9 @@ static void begin(enum migrate_compress mode, int level, uint64_t rate)
 	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
 	setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	ck_assert_int_eq(conn_init(&c, fds[0], -1, "peer", &err), 0);
+	/* It stands for a network. */
+	ck_assert(c.local);
+	c.local = false;
 	network = fds[1];
 	network_rate = rate;
 	ck_assert_int_eq(pthread_create(&network_thread, NULL, take, NULL), 0);
@@ -136,6 +139,39 @@ START_TEST(fast_network)
 }
 END_TEST
 
+static atomic_bool busy;
+
+static void *burn(void *arg)
+{
+	while (busy)
+		;
+	return arg;
+}
+
+/*
+ * The other side is on this host, and slow because there is no CPU for it: to take more CPU time
+ * would make it slower.
+ */
+START_TEST(busy_host)
+{
+	pthread_t thread[64];
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN), n = cpus < 64 ? cpus : 64;
+
+	begin(MIGRATE_COMPRESS_AUTO, 0, 30 * MIB);
+	c.local = true;
+	busy = true;
+	for (long i = 0; i < n; i++)
+		ck_assert_int_eq(pthread_create(&thread[i], NULL, burn, NULL), 0);
+	send_batches(150, TEXT);
+	ck_assert_msg(packed * 10 <= content, "%llu %% was compressed",
+		      (unsigned long long)(packed * 100 / content));
+	busy = false;
+	for (long i = 0; i < n; i++)
+		pthread_join(thread[i], NULL);
+	end();
+}
+END_TEST
+
 START_TEST(always)
 {
 	begin(MIGRATE_COMPRESS_ZSTD, 3, 0);
@@ -211,9 +247,10 @@ END_TEST
 
 int main(void)
 {
-	const TTest *const tests[] = {
-		slow_network, slow_network_random_content, fast_network, always, never, comes_back,
-		words};
+	const TTest *const tests[] = {slow_network, slow_network_random_content,
+				      fast_network, busy_host,
+				      always,	    never,
+				      comes_back,   words};
 
 	return check_main("pack", tests, ARRAY_SIZE(tests));
 }
