@@ -123,17 +123,19 @@ static void settle_batch(struct conn *c, struct conn_batch *b)
 }
 
 /*
- * A batch that was not copied is free only when the peer has acknowledged it. Where that takes
- * longer than the other batches last, the network stands idle, which copies in the socket's own
- * buffer would prevent: is that so, now that b is wanted?
+ * A batch that was not copied is free only when the peer has acknowledged it. Where the round trip
+ * is longer than the other batches last the network stands idle meanwhile, which copies in the
+ * socket's own buffer would prevent. waited: for one to be let go of. Has the socket anything left
+ * to put on the network, now that it has been? (A piece of a segment may wait for more.)
  */
-static void weigh_wait(struct conn *c, const struct conn_batch *b)
+static void weigh_wait(struct conn *c, bool waited)
 {
-	int unsent = 1;
+	int unsent;
 
 	if (c->zerocopy != CONN_ZEROCOPY_AUTO)
 		return;
-	if (b->held && c->queued == 0 && ioctl(c->fd, SIOCOUTQNSD, &unsent) == 0 && unsent == 0)
+	if (waited && c->queued == 0 && ioctl(c->fd, SIOCOUTQNSD, &unsent) == 0 &&
+	    unsent < (int)PAGE_SIZE)
 		c->zc_starved += 2;
 	else if (c->zc_starved)
 		c->zc_starved--;
@@ -242,12 +244,13 @@ struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err)
 {
 	struct conn_batch *b = &c->batch[c->next_free];
 	uint64_t since;
+	bool waited;
 
 	*ret = 0;
-	/* It may be free again meanwhile; an error comes again. */
+	/* It may have been let go of meanwhile; an error comes again. */
 	if (b->held)
 		conn_step(c, 0);
-	weigh_wait(c, b);
+	waited = b->held;
 	while (c->queued == CONN_BATCHES || b->held) {
 		since = now_ns();
 		*ret = wait_moved(c, err);
@@ -255,6 +258,7 @@ struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err)
 		if (*ret)
 			return NULL;
 	}
+	weigh_wait(c, waited);
 	return b;
 }
 
