@@ -94,7 +94,7 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 /* Makes every operation under way, and each later one, fail. Any thread, as long as it is open. */
 void conn_break(struct conn *c);
 
-/* Closes the socket, frees all. */
+/* Closes the socket, frees all; what the peer has not acknowledged may be lost. */
 void conn_close(struct conn *c);
 
 /*
