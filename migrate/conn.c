@@ -1,26 +1,17 @@
 /* SPDX-License-Identifier: MIT */
-#include "conn.h"
+#include "conn_parts.h"
 
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #define RING_ENTRIES 16U
 
 /* How long a side that gives up waits for the other to read why. */
 #define LAST_WORDS_LIMIT (2 * NS_PER_SEC)
-
-/* What a completion belongs to. */
-enum tag {
-	TAG_NONE,
-	TAG_SEND,
-	TAG_RECV,
-	TAG_CANCEL_POLL,
-};
 
 /* Where the peer has our own address, or a path here. */
 static bool is_local(int fd)
@@ -57,22 +48,16 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 		goto fail;
 	}
 	c->ring_up = true;
-	c->pages = mmap(NULL, CONN_BATCHES * CONN_BATCH_BYTES, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (c->pages == MAP_FAILED) {
-		c->pages = NULL;
-		ret = errmsg_set(err, -ENOMEM, "no memory for the migration's buffers");
+	ret = conn_batches_init(c, err);
+	if (ret)
 		goto fail;
-	}
-	for (unsigned i = 0; i < CONN_BATCHES; i++)
-		c->batch[i].data = c->pages + i * CONN_BATCH_BYTES;
 	return 0;
 fail:
 	conn_close(c);
 	return ret;
 }
 
-static struct io_uring_sqe *get_sqe(struct conn *c, enum tag tag)
+struct io_uring_sqe *conn_sqe(struct conn *c, unsigned tag)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&c->ring);
 
@@ -85,7 +70,9 @@ static struct io_uring_sqe *get_sqe(struct conn *c, enum tag tag)
 
 static void take_completion(struct conn *c, const struct io_uring_cqe *cqe)
 {
-	switch ((enum tag)io_uring_cqe_get_data64(cqe)) {
+	uint64_t tag = io_uring_cqe_get_data64(cqe);
+
+	switch (tag) {
 	case TAG_SEND:
 		c->send_done = true;
 		c->send_res = cqe->res;
@@ -101,11 +88,13 @@ static void take_completion(struct conn *c, const struct io_uring_cqe *cqe)
 		break;
 	case TAG_NONE:
 		break;
+	default:
+		conn_batch_completed(c, &c->batch[tag - TAG_BATCH], cqe);
+		break;
 	}
 }
 
-/* Takes what has completed; waits for at most wait_ns when nothing has. */
-static int step(struct conn *c, uint64_t wait_ns)
+int conn_step(struct conn *c, uint64_t wait_ns)
 {
 	struct __kernel_timespec ts = {
 		.tv_sec = (long long)(wait_ns / NS_PER_SEC),
@@ -115,7 +104,7 @@ static int step(struct conn *c, uint64_t wait_ns)
 	int ret;
 
 	if (c->cancel_fd >= 0 && !c->cancel_polled && !c->cancelled) {
-		io_uring_prep_poll_add(get_sqe(c, TAG_CANCEL_POLL), c->cancel_fd, POLLIN);
+		io_uring_prep_poll_add(conn_sqe(c, TAG_CANCEL_POLL), c->cancel_fd, POLLIN);
 		c->cancel_polled = true;
 	}
 	ret = io_uring_submit_and_wait_timeout(&c->ring, &cqe, wait_ns ? 1 : 0,
@@ -129,8 +118,7 @@ static int step(struct conn *c, uint64_t wait_ns)
 	return 0;
 }
 
-/* Waits until *done. The operation stays under way on an error; the connection is lost then. */
-static int wait_done(struct conn *c, const bool *done)
+int conn_wait(struct conn *c, const bool *done)
 {
 	uint64_t idle = c->between_frames && c->patient ? UINT64_MAX : now_ns() + CONN_IDLE_LIMIT;
 	uint64_t deadline = MIN(idle, c->deadline_ns);
@@ -141,7 +129,7 @@ static int wait_done(struct conn *c, const bool *done)
 
 		if (now >= deadline)
 			return -ETIMEDOUT;
-		ret = step(c, MIN(deadline - now, CONN_IDLE_LIMIT));
+		ret = conn_step(c, MIN(deadline - now, CONN_IDLE_LIMIT));
 		if (ret)
 			return ret;
 		if (c->cancelled && !*done)
@@ -160,21 +148,16 @@ void conn_close(struct conn *c)
 	/* The kernel lets go of our buffers only when every operation has ended. */
 	if (c->ring_up) {
 		shutdown(c->fd, SHUT_RDWR);
-		for (unsigned i = 0; i < 10 && c->queued && !c->send_done; i++)
-			step(c, NS_PER_SEC / 10);
+		conn_batches_end(c);
 		io_uring_queue_exit(&c->ring);
 	}
 	if (c->fd >= 0)
 		close(c->fd);
-	if (c->pages)
-		munmap(c->pages, CONN_BATCHES * CONN_BATCH_BYTES);
-	for (unsigned i = 0; i < CONN_BATCHES; i++)
-		free(c->batch[i].packed);
+	conn_batches_free(c);
 	*c = (struct conn){.fd = -1};
 }
 
-/* Says what went wrong; what the peer said before it left counts more than how it left. */
-static int conn_error(struct conn *c, int ret, struct errmsg *err)
+int conn_error(struct conn *c, int ret, struct errmsg *err)
 {
 	switch (ret) {
 	case -ECANCELED:
@@ -196,8 +179,7 @@ static int conn_error(struct conn *c, int ret, struct errmsg *err)
 	}
 }
 
-/* Moves a message on by n bytes; true when nothing is left. */
-static bool advance(struct msghdr *msg, size_t n)
+bool conn_advance(struct msghdr *msg, size_t n)
 {
 	while (msg->msg_iovlen && n >= msg->msg_iov->iov_len) {
 		n -= msg->msg_iov->iov_len;
@@ -215,7 +197,7 @@ static bool advance(struct msghdr *msg, size_t n)
 static void end_operation(struct conn *c, const bool *done, int how)
 {
 	shutdown(c->fd, how);
-	while (!*done && step(c, NS_PER_SEC) == 0)
+	while (!*done && conn_step(c, NS_PER_SEC) == 0)
 		;
 }
 
@@ -223,12 +205,12 @@ int conn_recv_vec(struct conn *c, struct iovec *iov, unsigned n, struct errmsg *
 {
 	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
 
-	while (!advance(&msg, 0)) {
+	while (!conn_advance(&msg, 0)) {
 		int ret;
 
 		c->recv_done = false;
-		io_uring_prep_recvmsg(get_sqe(c, TAG_RECV), c->fd, &msg, MSG_WAITALL);
-		ret = wait_done(c, &c->recv_done);
+		io_uring_prep_recvmsg(conn_sqe(c, TAG_RECV), c->fd, &msg, MSG_WAITALL);
+		ret = conn_wait(c, &c->recv_done);
 		if (ret && !c->recv_done)
 			end_operation(c, &c->recv_done, SHUT_RD);
 		if (ret)
@@ -236,7 +218,7 @@ int conn_recv_vec(struct conn *c, struct iovec *iov, unsigned n, struct errmsg *
 		if (c->recv_res <= 0)
 			return conn_error(c, c->recv_res ? c->recv_res : -ENODATA, err);
 		c->received += (uint64_t)c->recv_res;
-		advance(&msg, (size_t)c->recv_res);
+		conn_advance(&msg, (size_t)c->recv_res);
 	}
 	return 0;
 }
@@ -341,7 +323,7 @@ int conn_expect(struct conn *c, enum wire_type type, void *payload, uint32_t cap
  * A send failed because the peer is gone: it may have said why before, and that is what the user
  * wants to know.
  */
-static int send_error(struct conn *c, int ret, struct errmsg *err)
+int conn_send_error(struct conn *c, int ret, struct errmsg *err)
 {
 	if (ret == -EPIPE || ret == -ECONNRESET || ret == -ECONNABORTED) {
 		struct errmsg said = {0};
@@ -359,128 +341,6 @@ static int send_error(struct conn *c, int ret, struct errmsg *err)
 	return conn_error(c, ret, err);
 }
 
-static void submit_oldest(struct conn *c)
-{
-	struct conn_batch *b = &c->batch[(c->next_free + CONN_BATCHES - c->queued) % CONN_BATCHES];
-
-	c->send_done = false;
-	b->in_flight = true;
-	io_uring_prep_sendmsg(get_sqe(c, TAG_SEND), c->fd, &b->msg, MSG_WAITALL | MSG_NOSIGNAL);
-}
-
-/* Handles a completed send of the oldest batch and starts the next. */
-static int reap(struct conn *c, struct errmsg *err)
-{
-	while (c->queued && c->send_done) {
-		struct conn_batch *b =
-			&c->batch[(c->next_free + CONN_BATCHES - c->queued) % CONN_BATCHES];
-
-		if (c->send_res <= 0) {
-			b->in_flight = false;
-			c->queued = 0;
-			return send_error(c, c->send_res ? c->send_res : -EPIPE, err);
-		}
-		c->sent += (uint64_t)c->send_res;
-		c->last_sent_ns = now_ns();
-		if (advance(&b->msg, (size_t)c->send_res)) {
-			b->in_flight = false;
-			c->queued--;
-			if (c->queued == 0)
-				break;
-		}
-		submit_oldest(c);
-		if (step(c, 0))
-			break;
-	}
-	return 0;
-}
-
-static int wait_oldest(struct conn *c, struct errmsg *err)
-{
-	int ret = wait_done(c, &c->send_done);
-
-	if (ret)
-		return conn_error(c, ret, err);
-	return reap(c, err);
-}
-
-static bool peer_spoke(const struct conn *c)
-{
-	struct pollfd p = {.fd = c->fd, .events = POLLIN};
-
-	return poll(&p, 1, 0) > 0;
-}
-
-/* A peer that has only to listen has something to say: that it cannot go on. */
-static int unexpected_word(struct conn *c, struct errmsg *err)
-{
-	struct wire_frame f;
-	int ret = conn_recv_header(c, &f, err);
-
-	return ret ? ret
-		   : errmsg_set(err, -EPROTO, "the %s sent %s while pages were on their way",
-				c->peer, wire_type_name(f.type));
-}
-
-struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err)
-{
-	uint64_t since;
-
-	*ret = 0;
-	while (c->queued == CONN_BATCHES) {
-		since = now_ns();
-		*ret = wait_oldest(c, err);
-		c->blocked_ns += now_ns() - since;
-		if (*ret)
-			return NULL;
-	}
-	return &c->batch[c->next_free];
-}
-
-int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
-{
-	size_t descs = sizeof(b->head) + b->head.n_descs * sizeof(b->desc[0]);
-	int ret;
-
-	b->frame = (struct wire_frame){
-		.magic = WIRE_FRAME_MAGIC,
-		.type = WIRE_PAGES,
-		.length = (uint32_t)descs + wire_batch_contents(&b->head),
-		.seq = c->seq_out++,
-	};
-	b->frame.check = wire_check_sum(&b->frame, &b->head, descs);
-	/* frame, head and desc lie side by side: one piece. */
-	b->iov[0] = (struct iovec){.iov_base = &b->frame, .iov_len = sizeof(b->frame) + descs};
-	b->iov[1] = (struct iovec){.iov_base = b->head.packed ? b->packed : b->data,
-				   .iov_len = wire_batch_contents(&b->head)};
-	b->msg = (struct msghdr){.msg_iov = b->iov, .msg_iovlen = b->iov[1].iov_len ? 2 : 1};
-	c->next_free = (c->next_free + 1) % CONN_BATCHES;
-	c->queued++;
-	if (c->queued == 1)
-		submit_oldest(c);
-	ret = step(c, 0);
-	if (ret == 0 && c->cancelled)
-		ret = -ECANCELED;
-	if (ret)
-		return conn_error(c, ret, err);
-	if (peer_spoke(c))
-		return unexpected_word(c, err);
-	if (c->queued && c->send_done)
-		return reap(c, err);
-	return 0;
-}
-
-int conn_flush(struct conn *c, struct errmsg *err)
-{
-	while (c->queued) {
-		int ret = wait_oldest(c, err);
-
-		if (ret)
-			return ret;
-	}
-	return 0;
-}
-
 /* Sends one piece; *taken turns true once any byte may have left. */
 static int send_all(struct conn *c, struct msghdr *msg, bool *taken, struct errmsg *err)
 {
@@ -488,8 +348,9 @@ static int send_all(struct conn *c, struct msghdr *msg, bool *taken, struct errm
 		int ret;
 
 		c->send_done = false;
-		io_uring_prep_sendmsg(get_sqe(c, TAG_SEND), c->fd, msg, MSG_WAITALL | MSG_NOSIGNAL);
-		ret = wait_done(c, &c->send_done);
+		io_uring_prep_sendmsg(conn_sqe(c, TAG_SEND), c->fd, msg,
+				      MSG_WAITALL | MSG_NOSIGNAL);
+		ret = conn_wait(c, &c->send_done);
 		if (ret && !c->send_done) {
 			*taken = true;
 			end_operation(c, &c->send_done, SHUT_RDWR);
@@ -502,8 +363,8 @@ static int send_all(struct conn *c, struct msghdr *msg, bool *taken, struct errm
 		if (ret)
 			return conn_error(c, ret, err);
 		if (c->send_res <= 0)
-			return send_error(c, c->send_res ? c->send_res : -EPIPE, err);
-		if (advance(msg, (size_t)c->send_res))
+			return conn_send_error(c, c->send_res ? c->send_res : -EPIPE, err);
+		if (conn_advance(msg, (size_t)c->send_res))
 			return 0;
 	}
 }
@@ -592,7 +453,8 @@ void conn_fail(struct conn *c, enum wire_type type, const char *text)
 	c->cancelled = false;
 	c->deadline_ns = deadline;
 	while (c->queued && now_ns() < deadline) {
-		if (step(c, NS_PER_SEC / 10) || (c->send_done && reap(c, &ignored)))
+		if (conn_step(c, NS_PER_SEC / 10) ||
+		    (c->send_done && conn_batches_reap(c, &ignored)))
 			return;
 	}
 	if (c->queued)

@@ -12,6 +12,12 @@
  * A stream keeps order only if one send is under way at a time, so the queue is worked off in
  * order, each as one MSG_WAITALL send. Every wait also watches cancel_fd and a limit for how
  * long the peer may make no progress.
+ *
+ * Large batches are first sent without a copy (IORING_OP_SEND_ZC): the socket then refers to the
+ * batch's own memory, which is free again only when the peer has acknowledged it and the kernel
+ * has said so. That is given up for the connection, without a word, where it does not pay: the
+ * socket cannot do it, the kernel reports that it had to copy after all (as over loopback) or
+ * cannot report it, or the round trip is so long that the network would wait for free batches.
  */
 #ifndef GODWIT_MIGRATE_CONN_H
 #define GODWIT_MIGRATE_CONN_H
@@ -26,20 +32,29 @@
 
 #define CONN_BATCHES 4U
 #define CONN_BATCH_BYTES ((size_t)WIRE_BATCH_PAGES * PAGE_SIZE)
+#define CONN_HEADERS_BYTES (2 * PAGE_SIZE)  /* room for what goes before a batch's data */
 #define CONN_IDLE_LIMIT (30 * NS_PER_SEC)   /* without any progress the peer counts as dead */
 #define CONN_IDLE_TELL (2 * NS_PER_SEC)	    /* a busy side says that it is alive this often */
 #define CONN_OPEN_LIMIT (10 * NS_PER_SEC)   /* for a connection to come about */
 #define CONN_PRELUDE_LIMIT (5 * NS_PER_SEC) /* the first thing that a source does is to send it */
 
+enum conn_zerocopy {
+	CONN_ZEROCOPY_AUTO,   /* as long as it pays */
+	CONN_ZEROCOPY_NEVER,  /* also once it has been given up */
+	CONN_ZEROCOPY_ALWAYS, /* as long as it can be done at all: for tests */
+};
+
 struct conn_batch {
-	struct wire_frame frame;
 	struct wire_batch head;
 	struct wire_desc desc[WIRE_BATCH_DESCS];
-	uint8_t *data;	 /* WIRE_BATCH_PAGES pages, page aligned */
+	uint8_t *data;	 /* WIRE_BATCH_PAGES pages, page aligned, CONN_HEADERS_BYTES before them */
 	uint8_t *packed; /* instead of data, if head.packed; CONN_BATCH_BYTES by malloc, or NULL */
 	struct iovec iov[2];
 	struct msghdr msg;
-	bool in_flight;
+	unsigned held;	   /* sends whose memory the kernel may still refer to */
+	bool zerocopy;	   /* the latest of them was to be without a copy */
+	bool copied;	   /* one of them was not */
+	uint64_t zc_bytes; /* sent so, and not yet known whether without a copy */
 };
 
 struct conn {
@@ -53,14 +68,21 @@ struct conn {
 	uint64_t last_sent_ns;
 	struct conn_batch batch[CONN_BATCHES];
 	unsigned next_free; /* batches circle in this order */
-	unsigned queued;    /* filled and not yet completed, oldest first */
-	uint8_t *pages;	    /* the batches' data */
+	unsigned queued;    /* filled and not yet sent, oldest first */
+	uint8_t *memory;    /* of the batches: room for headers, then data, of each */
+	enum conn_zerocopy zerocopy;
+	bool zc_begun;				/* the next two are known */
+	bool zc_report;				/* the kernel says whether it had to copy */
+	bool zc_registered;			/* it knows our memory */
+	unsigned zc_starved;			/* see weigh_wait() */
+	_Atomic uint64_t zc_tried, zc_uncopied; /* bytes, of `sent`; others may look */
 	bool between_frames;
 	bool local;   /* both ends are on this host */
 	bool patient; /* the peer may be silent between frames for as long as it likes */
 	bool cancel_polled;
 	bool cancelled;
 	bool send_done, recv_done;
+	bool batch_moved;     /* a batch has been sent, or let go of */
 	bool peer_failed;     /* a FAIL frame came: the peer's own word that it has given up */
 	uint64_t deadline_ns; /* now_ns() after which every wait fails; UINT64_MAX: none */
 	int send_res, recv_res;
@@ -73,7 +95,7 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 /* Makes every operation under way, and each later one, fail. Any thread, as long as it is open. */
 void conn_break(struct conn *c);
 
-/* Closes the socket, frees all. */
+/* Closes the socket, frees all; what the peer has not acknowledged may be lost. */
 void conn_close(struct conn *c);
 
 /*
@@ -89,6 +111,9 @@ struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err);
 
 /* Queues a batch (head, desc, data filled in). Errors of earlier ones may come out here. */
 int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err);
+
+/* Takes in what the kernel has to say on batches sent, without waiting: for zc_uncopied. */
+void conn_settle(struct conn *c);
 
 /* Waits until every batch has been taken by the socket. */
 int conn_flush(struct conn *c, struct errmsg *err);

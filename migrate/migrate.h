@@ -94,6 +94,8 @@ struct migrate_stats {
 	uint64_t downtime_target_ns;
 	uint64_t ram_bytes;
 	uint64_t wire_bytes;	    /* sent (source) or received (destination), framing included */
+	uint64_t zc_tried_bytes;    /* of these: given to the kernel to be sent without a copy */
+	uint64_t zc_uncopied_bytes; /* and really sent so, as far as the kernel has told */
 	uint64_t bytes_per_s;	    /* measured over the present round */
 	uint64_t dirty_pages_per_s; /* new dirty pages over the last round */
 	uint64_t remaining_pages;   /* of the present round */

@@ -143,6 +143,22 @@ void senders_add(const struct senders *s, uint64_t *bytes, struct page_counts *c
 	}
 }
 
+void senders_settle(struct senders *s)
+{
+	for (unsigned i = 0; i < s->n; i++) {
+		if (s->sender[i].started)
+			conn_settle(&s->sender[i].conn);
+	}
+}
+
+void senders_add_zerocopy(const struct senders *s, uint64_t *tried, uint64_t *uncopied)
+{
+	for (unsigned i = 0; i < s->n; i++) {
+		*tried += s->sender[i].conn.zc_tried;
+		*uncopied += s->sender[i].conn.zc_uncopied;
+	}
+}
+
 uint64_t senders_cpu_ns(struct senders *s)
 {
 	uint64_t sum = 0;

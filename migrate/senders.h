@@ -58,6 +58,13 @@ void senders_set_deadline(struct senders *s, uint64_t deadline_ns);
 /* Adds what they have sent and counted so far. */
 void senders_add(const struct senders *s, uint64_t *bytes, struct page_counts *counts);
 
+/*
+ * Adds what they have tried to send without a copy, and what was. Between rounds senders_settle()
+ * first takes in what the kernel has said on that since the latest one.
+ */
+void senders_settle(struct senders *s);
+void senders_add_zerocopy(const struct senders *s, uint64_t *tried, uint64_t *uncopied);
+
 /* CPU time that they had used when their latest round was over. Between rounds only. */
 uint64_t senders_cpu_ns(struct senders *s);
 

@@ -51,13 +51,17 @@ uint64_t source_sum_up(const struct migration *m, struct page_counts *pages)
 void source_publish(struct migration *m)
 {
 	uint64_t now = now_ns(), in_round = now - m->round_start_ns, bytes, done;
+	uint64_t tried = m->conn.zc_tried, uncopied = m->conn.zc_uncopied;
 	struct page_counts pages;
 
 	bytes = source_sum_up(m, &pages);
+	senders_add_zerocopy(&m->senders, &tried, &uncopied);
 	done = pages.scanned - m->round_start_counts.scanned;
 	pthread_mutex_lock(&m->lock);
 	m->stats.total_ns = now - m->start_ns;
 	m->stats.wire_bytes = bytes;
+	m->stats.zc_tried_bytes = tried;
+	m->stats.zc_uncopied_bytes = uncopied;
 	m->stats.remaining_pages = m->round_pages - MIN(done, m->round_pages);
 	if (in_round)
 		m->stats.bytes_per_s =
@@ -183,6 +187,9 @@ static void *run_source(void *arg)
 		conn_fail(&m->conn, status == MIGRATE_CANCELLED ? WIRE_CANCEL : WIRE_FAIL,
 			  status == MIGRATE_CANCELLED ? "" : m->err.text);
 	dirty_stop(&m->dirty);
+	if (m->conn.fd >= 0)
+		conn_settle(&m->conn);
+	senders_settle(&m->senders);
 	source_publish(m);
 	senders_close(&m->senders, &cpu);
 	page_path_free(&m->path);

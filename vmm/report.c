@@ -45,14 +45,21 @@ static json_t *report_pages(const struct migrate_stats *s)
 			 jint(s->pages_delta), "compressed", jint(s->pages_compressed));
 }
 
+static json_t *report_zerocopy(const struct migrate_stats *s)
+{
+	return json_pack("{s:I,s:I}", "tried_bytes", jint(s->zc_tried_bytes), "uncopied_bytes",
+			 jint(s->zc_uncopied_bytes));
+}
+
 json_t *report_progress(const struct migrate_stats *s)
 {
-	return json_pack("{s:s,s:I,s:o,s:I,s:I,s:I,s:I,s:I,s:o}", "phase",
+	return json_pack("{s:s,s:I,s:o,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "phase",
 			 migrate_phase_name(s->phase), "round", (json_int_t)s->round, "elapsed_ms",
 			 report_ms(s->total_ns), "ram_bytes", jint(s->ram_bytes), "wire_bytes",
 			 jint(s->wire_bytes), "bytes_per_s", jint(s->bytes_per_s),
 			 "dirty_pages_per_s", jint(s->dirty_pages_per_s), "remaining_pages",
-			 jint(s->remaining_pages), "pages", report_pages(s));
+			 jint(s->remaining_pages), "pages", report_pages(s), "zerocopy",
+			 report_zerocopy(s));
 }
 
 /* From the oldest that is known. */
@@ -94,6 +101,7 @@ json_t *report_final(const struct migrate_stats *s)
 	json_object_set_new(j, "connections", json_integer(s->connections));
 	json_object_set_new(j, "cpu_ms", report_ms(s->cpu_ns));
 	json_object_set_new(j, "per_round", report_rounds(s));
+	json_object_set_new(j, "zerocopy", report_zerocopy(s));
 	json_object_set_new(j, "downtime_parts",
 			    json_pack("{s:o,s:o,s:o,s:o,s:o}", "pause_ms", report_ms(s->pause_ns),
 				      "last_pages_ms", report_ms(s->last_pages_ns), "state_ms",

@@ -75,6 +75,10 @@ static void need_proof(struct guest *g, const struct move *m)
 	     (double)m->verified, pages);
 	need(m->rounds > 0 && m->wire_bytes > 0 && m->scanned >= m->sent, "%s",
 	     json_dumps(m->json, JSON_COMPACT));
+	need(json_num(m->json, "zerocopy.tried_bytes") <= (double)m->wire_bytes &&
+		     json_num(m->json, "zerocopy.uncopied_bytes") <=
+			     json_num(m->json, "zerocopy.tried_bytes"),
+	     "%s", json_dumps(m->json, JSON_COMPACT));
 }
 
 /* What the report tells of each round adds up to what it tells of the move. */
