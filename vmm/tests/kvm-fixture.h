@@ -34,11 +34,24 @@ static inline bool kvm_here(void)
 	return access("/dev/kvm", R_OK | W_OK) == 0;
 }
 
+static inline bool kvm_has_dirty_ring(void)
+{
+	struct errmsg err = {""};
+	struct kvm_caps caps;
+	int fd = kvm_open(&caps, &err);
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0 && caps.dirty_ring;
+}
+
 /* A test asks for no more than it needs: the table of a host is built once a machine. */
-static inline struct machine *machine_new(uint64_t ram_size, uint32_t vcpus)
+static inline struct machine *machine_new_dirty(uint64_t ram_size, uint32_t vcpus,
+						struct dirty_config dirty)
 {
 	struct machine *m = calloc(1, sizeof(*m));
-	struct vm_config cfg = {.name = "test", .ram_size = ram_size, .vcpus = vcpus};
+	struct vm_config cfg = {
+		.name = "test", .ram_size = ram_size, .vcpus = vcpus, .dirty = dirty};
 	struct kvm_caps caps;
 	int fd;
 
@@ -52,6 +65,11 @@ static inline struct machine *machine_new(uint64_t ram_size, uint32_t vcpus)
 	ck_assert_msg(vm_create(&m->vm, &cfg, &m->cpuid, &m->loop, &m->err) == 0, "%s",
 		      m->err.text);
 	return m;
+}
+
+static inline struct machine *machine_new(uint64_t ram_size, uint32_t vcpus)
+{
+	return machine_new_dirty(ram_size, vcpus, (struct dirty_config){.how = DIRTY_LOG});
 }
 
 static inline void machine_free(struct machine *m)
@@ -144,13 +162,16 @@ static inline void kvm_guest_store(struct vm *vm, uint64_t gpa, uint64_t value)
 	struct kvm_regs r = {
 		.rip = KVM_CODE, .rsp = 0x10000, .rflags = 2, .rdi = gpa, .rax = value};
 	struct vcpu *v = &vm->vcpu[0];
+	bool full;
 	int ret;
 
 	KVM_MUST(v->fd, KVM_SET_REGS, &r);
 	/* The exit of the time before was never completed; there is nothing to be done for it. */
-	do
+	do {
 		ret = ioctl(v->fd, KVM_RUN, 0);
-	while (ret < 0 && errno == EINTR);
+		full = ret == 0 && v->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL;
+		ck_assert(!full || dirty_ring_full(v) == 0);
+	} while (full || (ret < 0 && errno == EINTR));
 	ck_assert_msg(ret == 0, "KVM_RUN: %s", strerror(errno));
 	ck_assert_msg(v->run->exit_reason == KVM_EXIT_IO && v->run->io.port == KVM_DONE_PORT,
 		      "the guest left by exit %u", v->run->exit_reason);
