@@ -167,7 +167,8 @@ int dirty_collect(struct dirty *d, uint64_t *pages, struct errmsg *err)
 	for (uint64_t w = 0; w < d->n_words; w++) {
 		/* KVM does not see what we store ourselves. */
 		d->bitmap[w] |= ram_take_own_dirty(ram, w);
-		n += (unsigned)__builtin_popcountll(d->bitmap[w]);
+		if (d->bitmap[w])
+			n += (unsigned)__builtin_popcountll(d->bitmap[w]);
 	}
 	*pages = n;
 	return 0;

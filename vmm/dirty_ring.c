@@ -35,6 +35,7 @@ int dirty_ring_init(struct vm *vm, struct errmsg *err)
 				  "use --dirty ring:N with another N, or --dirty log",
 				  entries, strerror(-ret));
 	vm->dirty_ring.entries = entries;
+	log_debug("dirty rings of %u entries", entries);
 	return 0;
 }
 

@@ -33,8 +33,15 @@
 struct vcpu;
 struct vm;
 
+/*
+ * AUTO is the log. In pairs of runs on one busy machine of two CPUs neither was faster beyond the
+ * spread: medians by log and ring of 17.5 and 18.7 ms for a round of 1,000 pages in 16 GiB, of 9.1
+ * and 8.2 s for a move under 200 MiB/s of writes, 6.7 and 6.6 s under writes flat out. Collecting
+ * and clearing 200 pages of 16 GiB took 0.33 to 0.41 ms and 0.22 ms, which is lost in that; the
+ * log takes no memory, does not protect all of RAM at the start, and has no resets to be cut short.
+ */
 enum dirty_how {
-	DIRTY_AUTO, /* DIRTY_LOG: see dirty_ring_init() */
+	DIRTY_AUTO,
 	DIRTY_LOG,
 	DIRTY_RING,
 };

@@ -57,7 +57,7 @@ int ioctl(int fd, unsigned long request, ...)
 static void begin(uint64_t ram_size)
 {
 	m = machine_new_dirty(ram_size, 1, how);
-	machine_store_code(m);
+	machine_user_store_code(m);
 	ck_assert_msg(dirty_start(&d, m->vm, &m->err) == 0, "%s", m->err.text);
 }
 
