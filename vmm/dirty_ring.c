@@ -137,6 +137,41 @@ static int harvest(struct vm *vm)
 	return ret;
 }
 
+struct harvester {
+	struct vm *vm;
+	int ret;
+};
+
+static void *run_harvester(void *arg)
+{
+	struct harvester *h = arg;
+
+	h->ret = harvest(h->vm);
+	return NULL;
+}
+
+/*
+ * With the lock held. For threads that have an io_uring: its completions are no signals that could
+ * be kept away, and a reset that they cut short right at its end does not even say so. A thread of
+ * its own has none.
+ */
+static int harvest_apart(struct vm *vm)
+{
+	struct harvester h = {.vm = vm};
+	sigset_t all, old;
+	pthread_t thread;
+	int ret;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	ret = -pthread_create(&thread, NULL, run_harvester, &h);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (ret)
+		return ret;
+	pthread_join(thread, NULL);
+	return h.ret;
+}
+
 int dirty_ring_note_in(struct vm *vm, uint64_t *pages)
 {
 	struct dirty_ring *d = &vm->dirty_ring;
@@ -144,7 +179,7 @@ int dirty_ring_note_in(struct vm *vm, uint64_t *pages)
 
 	pthread_mutex_lock(&d->lock);
 	d->pages = NULL;
-	ret = harvest(vm);
+	ret = harvest_apart(vm);
 	if (!pages && d->filled)
 		log_debug("dirty rings were full %llu times", (unsigned long long)d->filled);
 	d->pages = ret ? NULL : pages;
@@ -160,7 +195,7 @@ int dirty_ring_collect(struct vm *vm, uint64_t *bitmap, uint64_t n_words, bool *
 	int ret;
 
 	pthread_mutex_lock(&d->lock);
-	ret = harvest(vm);
+	ret = harvest_apart(vm);
 	for (uint64_t w = 0; w < n_words && ret == 0; w++) {
 		/* Few are set, and those that never were have no memory. */
 		if (!d->pages[w])

@@ -13,10 +13,12 @@
  * What a vCPU harvests while a round works is noted for the next one. Nobody waits for a vCPU with
  * the lock held. Without a migration nothing is logged and rings stay empty.
  *
- * A reset can be cut short: from Linux 6.17 on KVM ends it when something is pending for the
- * thread, and forgets to protect the pages that it had gathered last. Which these are is not known,
- * so all are lost, and it is started over: see dirty_ring_collect(). Signals are kept away from a
- * reset; what is left is rare (a debugger, a frozen host, io_uring's completions).
+ * A reset can be cut short: from Linux 6.17 on KVM ends it when anything is pending for the thread,
+ * and forgets to protect the pages that it had gathered last (up to 64). Which these are is not
+ * known, so all are lost, and it is started over: see dirty_ring_collect(). If it happens right
+ * after the last entry the number of entries does not show it; therefore nothing must be pending:
+ * resets are made with all signals blocked, on a vCPU's thread or on one of their own, which have
+ * no io_uring. What remains is a debugger or a freezer that comes at that very moment.
  *
  * What the processor still buffers (Intel's page-modification log) comes when its vCPU next leaves
  * the guest: in a later round, and in the last one all of it, as vCPUs stand then.
@@ -37,8 +39,8 @@ struct vm;
  * AUTO is the log. In pairs of runs on one busy machine of two CPUs neither was faster beyond the
  * spread: medians by log and ring of 17.5 and 18.7 ms for a round of 1,000 pages in 16 GiB, of 9.1
  * and 8.2 s for a move under 200 MiB/s of writes, 6.7 and 6.6 s under writes flat out. Collecting
- * and clearing 200 pages of 16 GiB took 0.33 to 0.41 ms and 0.22 ms, which is lost in that; the
- * log takes no memory, does not protect all of RAM at the start, and has no resets to be cut short.
+ * and clearing 200 pages of 16 GiB took 0.3 to 0.4 ms either way. The log takes no memory, does not
+ * protect all of RAM at the start, and has no resets to be cut short.
  */
 enum dirty_how {
 	DIRTY_AUTO,
