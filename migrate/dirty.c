@@ -50,6 +50,25 @@ static int enable_manual_protect(struct vm *vm, struct errmsg *err)
 	return 0;
 }
 
+static bool has_ring(const struct dirty *d)
+{
+	return d->vm->dirty_ring.entries;
+}
+
+static int begin_ring(struct dirty *d, struct errmsg *err)
+{
+	int ret = dirty_ring_note_in(d->vm, d->scratch);
+
+	return ret ? errmsg_set(err, ret, "KVM_RESET_DIRTY_RINGS: %s", strerror(-ret)) : 0;
+}
+
+static void set_all(struct dirty *d)
+{
+	memset(d->bitmap, 0xff, d->n_words * 8);
+	if (d->vm->ram.npages % 64)
+		d->bitmap[d->n_words - 1] = (1ULL << (d->vm->ram.npages % 64)) - 1;
+}
+
 int dirty_start(struct dirty *d, struct vm *vm, struct errmsg *err)
 {
 	int ret;
@@ -62,20 +81,17 @@ int dirty_start(struct dirty *d, struct vm *vm, struct errmsg *err)
 		return errmsg_set(err, -ENOMEM, "no memory for the dirty bitmap");
 	}
 	d->scratch = d->bitmap + d->n_words;
-	ret = enable_manual_protect(vm, err);
+	ret = has_ring(d) ? begin_ring(d, err) : enable_manual_protect(vm, err);
 	if (ret)
 		goto fail;
+	d->logging = true;
 	ret = set_logging(vm, true);
 	if (ret) {
 		errmsg_set(err, ret, "starting the dirty log: %s", strerror(-ret));
-		set_logging(vm, false);
 		goto fail;
 	}
-	d->logging = true;
 	/* The first collection adds to this: a page that nobody writes from now on is sent too. */
-	memset(d->bitmap, 0xff, d->n_words * 8);
-	if (vm->ram.npages % 64)
-		d->bitmap[d->n_words - 1] = (1ULL << (vm->ram.npages % 64)) - 1;
+	set_all(d);
 	return 0;
 fail:
 	dirty_stop(d);
@@ -86,6 +102,9 @@ void dirty_stop(struct dirty *d)
 {
 	if (d->logging)
 		set_logging(d->vm, false);
+	/* Nothing is added any more: what is left must not be found by the next migration. */
+	if (d->logging && has_ring(d))
+		dirty_ring_note_in(d->vm, NULL);
 	if (d->bitmap)
 		munmap(d->bitmap, 2 * d->n_words * 8);
 	*d = (struct dirty){0};
@@ -106,21 +125,50 @@ static int collect_slot(struct dirty *d, unsigned slot, uint64_t *scratch)
 	return 0;
 }
 
-int dirty_collect(struct dirty *d, uint64_t *pages, struct errmsg *err)
+static int collect_log(struct dirty *d, struct errmsg *err)
 {
-	struct ram *ram = &d->vm->ram;
-	uint64_t n = 0;
-
-	for (unsigned i = 0; i < ram->nregions; i++) {
+	for (unsigned i = 0; i < d->vm->ram.nregions; i++) {
 		int ret = collect_slot(d, i, d->scratch);
 
 		if (ret)
 			return errmsg_set(err, ret, "KVM_GET_DIRTY_LOG: %s", strerror(-ret));
 	}
+	return 0;
+}
+
+static int collect_ring(struct dirty *d, struct errmsg *err)
+{
+	bool lost;
+	int ret = dirty_ring_collect(d->vm, d->bitmap, d->n_words, &lost);
+
+	if (ret)
+		return errmsg_set(err, ret, "KVM_RESET_DIRTY_RINGS: %s", strerror(-ret));
+	if (!lost)
+		return 0;
+	/* Turned on, all pages are write-protected; read after that, none is missed. */
+	log_debug("the dirty rings do not know all pages: all of them count as dirty");
+	ret = set_logging(d->vm, false);
+	if (ret == 0)
+		ret = set_logging(d->vm, true);
+	if (ret)
+		return errmsg_set(err, ret, "starting the dirty log again: %s", strerror(-ret));
+	set_all(d);
+	return 0;
+}
+
+int dirty_collect(struct dirty *d, uint64_t *pages, struct errmsg *err)
+{
+	int ret = has_ring(d) ? collect_ring(d, err) : collect_log(d, err);
+	struct ram *ram = &d->vm->ram;
+	uint64_t n = 0;
+
+	if (ret)
+		return ret;
 	for (uint64_t w = 0; w < d->n_words; w++) {
 		/* KVM does not see what we store ourselves. */
 		d->bitmap[w] |= ram_take_own_dirty(ram, w);
-		n += (unsigned)__builtin_popcountll(d->bitmap[w]);
+		if (d->bitmap[w])
+			n += (unsigned)__builtin_popcountll(d->bitmap[w]);
 	}
 	*pages = n;
 	return 0;
@@ -128,6 +176,9 @@ int dirty_collect(struct dirty *d, uint64_t *pages, struct errmsg *err)
 
 int dirty_clear(struct dirty *d, uint64_t word, uint64_t n, struct errmsg *err)
 {
+	/* Done for all pages when they were collected. */
+	if (has_ring(d))
+		return 0;
 	for (unsigned i = 0; i < d->vm->ram.nregions && n; i++) {
 		const struct ram_region *r = &d->vm->ram.region[i];
 		uint64_t first = r->offset / PAGE_SIZE / 64, pages = r->size / PAGE_SIZE;

@@ -11,6 +11,10 @@
  *	  ... copy the pages ...   never before: a write between would be lost
  *
  * Ranges are whole words of 64 pages, as KVM wants them.
+ *
+ * With KVM's dirty rings (vmm/dirty_ring.h) the collection itself forgets, all pages at once, and
+ * dirty_clear() has nothing left to do: a page is forgotten earlier before it is read, and is found
+ * again if it is written in between.
  */
 #ifndef GODWIT_MIGRATE_DIRTY_H
 #define GODWIT_MIGRATE_DIRTY_H
@@ -22,8 +26,9 @@
 struct dirty {
 	struct vm *vm;
 	uint64_t n_words;
-	uint64_t *bitmap; /* a bit a page by index: still to be sent; who sends takes bits out */
-	uint64_t *scratch;
+	uint64_t *bitmap;  /* a bit a page by index: still to be sent; who sends takes bits out */
+	uint64_t *scratch; /* KVM's log of a slot; with rings, what was harvested since the last
+			      round */
 	bool logging;
 };
 

@@ -14,6 +14,7 @@ static int start(const struct config *cfg, struct instance *in, struct errmsg *e
 	struct receive_options opt = {.want_ram = cfg->memory, .want_vcpus = cfg->cpus};
 	int ret;
 
+	in->cfg.dirty = cfg->dirty;
 	in->no_reboot = cfg->no_reboot;
 	in->start_paused = cfg->paused;
 	in->json = cfg->json;

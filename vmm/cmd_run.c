@@ -66,6 +66,7 @@ static int prepare(const struct config *cfg, struct instance *in, int *status, s
 
 	vm->ram_size = cfg->memory ? cfg->memory : MEMORY_DEFAULT;
 	vm->vcpus = cfg->cpus ? cfg->cpus : 1;
+	vm->dirty = cfg->dirty;
 	in->no_reboot = cfg->no_reboot;
 	in->start_paused = cfg->paused;
 	ret = config_absolute_path("kernel", cfg->kernel, vm->kernel, err);

@@ -39,6 +39,8 @@ static const struct option_spec run_options[] = {
 	{0, "rng", NULL, OPTION_FLAG, AT(devices.rng), "entropy from the host"},
 	{0, "balloon", NULL, OPTION_FLAG, AT(devices.balloon),
 	 "memory that the guest does not need goes back to the host; see godwit balloon"},
+	{0, "dirty", "HOW", OPTION_DIRTY, AT(dirty),
+	 "find what a guest writes as it moves by KVM's log or ring[:ENTRIES] (default: auto)"},
 	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "start paused; see godwit resume"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "say more on stderr"},
@@ -62,6 +64,8 @@ static const struct option_spec receive_options[] = {
 	 "what the guest's first network device is connected to here, ..."},
 	{0, "vsock", "PATH", OPTION_VSOCK, AT(devices), "path here of its vsock"},
 	{0, "console", "PATH", OPTION_CONSOLE, AT(devices), "path here of its second console"},
+	{0, "dirty", "HOW", OPTION_DIRTY, AT(dirty),
+	 "find what a guest writes as it moves by KVM's log or ring[:ENTRIES] (default: auto)"},
 	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "leave the guest paused once it is here"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report of the move on stdout"},
@@ -234,6 +238,30 @@ static int set_memory(const char *value, uint64_t *dst, struct errmsg *err)
 	return 0;
 }
 
+static int set_dirty(const struct option_spec *o, const char *value, struct dirty_config *dst,
+		     struct errmsg *err)
+{
+	uint64_t entries = 0;
+	bool ok = true;
+
+	*dst = (struct dirty_config){.how = DIRTY_RING};
+	if (strcmp(value, "auto") == 0)
+		dst->how = DIRTY_AUTO;
+	else if (strcmp(value, "log") == 0)
+		dst->how = DIRTY_LOG;
+	else if (strncmp(value, "ring:", 5) == 0)
+		ok = parse_u64(value + 5, DIRTY_RING_MIN, DIRTY_RING_MAX, &entries) == 0 &&
+		     (entries & (entries - 1)) == 0;
+	else
+		ok = strcmp(value, "ring") == 0;
+	dst->entries = (uint32_t)entries;
+	return ok ? 0
+		  : errmsg_set(err, -EINVAL,
+			       "'--%s': '%s' is none of 'auto', 'log', 'ring' and 'ring:ENTRIES' "
+			       "with a power of two from %u to %u",
+			       o->name, value, DIRTY_RING_MIN, DIRTY_RING_MAX);
+}
+
 static int set_option(const struct option_spec *o, const char *value, struct config *cfg,
 		      struct errmsg *err)
 {
@@ -302,6 +330,8 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 		memcpy(dst, value, strlen(value) + 1);
 		return 0;
 	}
+	case OPTION_DIRTY:
+		return set_dirty(o, value, dst, err);
 	case OPTION_VERIFY:
 		if (strcmp(value, "stream") == 0)
 			*(enum migrate_verify *)dst = MIGRATE_VERIFY_STREAM;

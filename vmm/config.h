@@ -34,6 +34,7 @@ struct config {
 	uint64_t memory;    /* bytes; 0 when not given */
 	uint32_t cpus;	    /* 0 when not given */
 	struct vm_devices devices;
+	struct dirty_config dirty;
 	bool no_reboot;
 	bool paused;
 
@@ -62,6 +63,7 @@ enum option_kind {
 	OPTION_DURATION,    /* uint64_t nanoseconds */
 	OPTION_VERIFY,	    /* enum migrate_verify */
 	OPTION_COMPRESS,    /* char[], as it is given */
+	OPTION_DIRTY,	    /* struct dirty_config */
 	OPTION_DISK,	    /* this and the rest: struct vm_devices, which it is added to */
 	OPTION_NET,
 	OPTION_VSOCK,

@@ -421,6 +421,7 @@ static int build_arriving(void *arg, struct vm_config *cfg, const struct cpuid *
 		memcpy(cfg->kernel, in->cfg.kernel, sizeof(cfg->kernel));
 	if (in->cfg.initrd[0])
 		memcpy(cfg->initrd, in->cfg.initrd, sizeof(cfg->initrd));
+	cfg->dirty = in->cfg.dirty;
 
 	ret = config_override_devices(&cfg->devices, &in->cfg.devices, err);
 	if (ret)

@@ -178,6 +178,10 @@ int kvm_read_caps(int kvm_fd, struct kvm_caps *caps, struct errmsg *err)
 	log = kvm_check_cap(kvm_fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
 	caps->manual_protect = log & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
 	caps->initially_set = log & KVM_DIRTY_LOG_INITIALLY_SET;
+	if (kvm_check_cap(kvm_fd, KVM_CAP_DIRTY_LOG_RING_ACQ_REL))
+		caps->dirty_ring = KVM_CAP_DIRTY_LOG_RING_ACQ_REL;
+	else if (kvm_check_cap(kvm_fd, KVM_CAP_DIRTY_LOG_RING))
+		caps->dirty_ring = KVM_CAP_DIRTY_LOG_RING;
 	for (need = kvm_needs; need->name && !caps->no_migrate; need++)
 		if (need->for_migration && kvm_check_cap(kvm_fd, need->cap) == 0)
 			caps->no_migrate = need->name;

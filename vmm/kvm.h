@@ -28,6 +28,7 @@ struct kvm_caps {
 			 * give another value */
 	bool manual_protect;	/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
 	bool initially_set;	/* with KVM_DIRTY_LOG_INITIALLY_SET */
+	int dirty_ring;		/* KVM_CAP_DIRTY_LOG_RING_ACQ_REL or its elder, 0 without */
 	bool tsc_control;	/* KVM can give a guest another TSC frequency than the host's */
 	const char *no_migrate; /* first for_migration need that is missing, or NULL */
 };

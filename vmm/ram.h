@@ -113,6 +113,9 @@ uint64_t ram_used(const struct ram *ram);
 /* Takes and clears 64 bits of own_dirty, pages word * 64 on. */
 static inline uint64_t ram_take_own_dirty(struct ram *ram, uint64_t word)
 {
+	/* Most hold nothing, and to look is much cheaper than to take. */
+	if (!atomic_load_explicit(&ram->own_dirty[word], memory_order_relaxed))
+		return 0;
 	return atomic_exchange_explicit(&ram->own_dirty[word], 0, memory_order_acq_rel);
 }
 

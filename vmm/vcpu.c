@@ -38,13 +38,23 @@ int vcpu_init(struct vcpu *v, struct vm *vm, unsigned id, struct errmsg *err)
 		return ret;
 	}
 	v->run = run;
-	return 0;
+	ret = dirty_ring_map(v, err);
+	if (ret)
+		vcpu_destroy(v);
+	return ret;
+}
+
+void vcpu_join(struct vcpu *v)
+{
+	if (v->thread_started)
+		pthread_join(v->thread, NULL);
+	v->thread_started = false;
 }
 
 void vcpu_destroy(struct vcpu *v)
 {
-	if (v->thread_started)
-		pthread_join(v->thread, NULL);
+	vcpu_join(v);
+	dirty_ring_unmap(v);
 	if (v->run)
 		munmap(v->run, v->run_size);
 	if (v->fd >= 0)
@@ -133,6 +143,16 @@ static void crash_internal_error(struct vcpu *v)
 		   v->id, run->internal.suberror, (unsigned long long)regs.rip, bytes);
 }
 
+static void serve_ring_full(struct vcpu *v)
+{
+	int ret = dirty_ring_full(v);
+
+	if (ret)
+		vm_set_end(v->vm, VM_END_CRASH,
+			   "vCPU %u: its dirty ring is full, KVM_RESET_DIRTY_RINGS: %s", v->id,
+			   strerror(-ret));
+}
+
 static void serve_exit(struct vcpu *v)
 {
 	struct kvm_run *run = v->run;
@@ -146,6 +166,9 @@ static void serve_exit(struct vcpu *v)
 		break;
 	case KVM_EXIT_INTR:
 	case KVM_EXIT_IRQ_WINDOW_OPEN:
+		break;
+	case KVM_EXIT_DIRTY_RING_FULL:
+		serve_ring_full(v);
 		break;
 	case KVM_EXIT_SHUTDOWN:
 		vm_set_end(v->vm, VM_END_RESET, "triple fault on vCPU %u", v->id);

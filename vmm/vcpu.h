@@ -26,6 +26,8 @@ struct vcpu {
 	int fd;
 	struct kvm_run *run;
 	size_t run_size;
+	struct kvm_dirty_gfn *ring; /* NULL without; see dirty_ring.h */
+	uint32_t ring_next;	    /* entry to be harvested next, as far as it has been counted */
 	pthread_t thread;
 	bool thread_started;
 	bool parked;	       /* under vm->lock */
@@ -36,6 +38,9 @@ struct vcpu {
 /* Creates the vCPU and sets its CPUID. vm->cpuid must be there. -errno with the cause in err. */
 int vcpu_init(struct vcpu *v, struct vm *vm, unsigned id, struct errmsg *err);
 void vcpu_destroy(struct vcpu *v);
+
+/* Waits for its thread to end, which has been told to. */
+void vcpu_join(struct vcpu *v);
 
 /* Starts the thread, which parks at once while the VM is paused. */
 int vcpu_start(struct vcpu *v, struct errmsg *err);

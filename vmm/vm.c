@@ -141,6 +141,7 @@ int vm_create(struct vm **out, const struct vm_config *cfg, const struct cpuid *
 	if (!vm)
 		return errmsg_set(err, -ENOMEM, "no memory for the machine");
 	pthread_mutex_init(&vm->lock, NULL);
+	pthread_mutex_init(&vm->dirty_ring.lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&vm->changed, &attr);
@@ -173,6 +174,9 @@ int vm_create(struct vm **out, const struct vm_config *cfg, const struct cpuid *
 	ret = ioctl(vm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
 	vm->caps.xsave_size = ret > 0 ? ret : 0;
 	ret = set_vm_capabilities(vm, err);
+	if (ret)
+		goto fail;
+	ret = dirty_ring_init(vm, err);
 	if (ret)
 		goto fail;
 	ret = add_memslots(vm, err);
@@ -215,6 +219,9 @@ void vm_destroy(struct vm *vm)
 		vcpu_kick(&vm->vcpu[i]);
 	pthread_cond_broadcast(&vm->changed);
 	pthread_mutex_unlock(&vm->lock);
+	/* First all threads: one may look at the dirty rings of all. */
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		vcpu_join(&vm->vcpu[i]);
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		vcpu_destroy(&vm->vcpu[i]);
 	loop_unpost(vm->loop, &vm->end_task);
@@ -226,6 +233,7 @@ void vm_destroy(struct vm *vm)
 	if (vm->kvm_fd >= 0)
 		close(vm->kvm_fd);
 	pthread_cond_destroy(&vm->changed);
+	pthread_mutex_destroy(&vm->dirty_ring.lock);
 	pthread_mutex_destroy(&vm->lock);
 	free(vm);
 }

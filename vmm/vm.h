@@ -21,6 +21,7 @@
 #include "bus.h"
 #include "cpuid.h"
 #include "device.h"
+#include "dirty_ring.h"
 #include "irq.h"
 #include "kvm.h"
 #include "log.h"
@@ -34,7 +35,7 @@
 #define VM_CMDLINE_MAX 4096
 #define VM_MAX_VCPUS 1024
 
-/* What a machine is made of; travels in the handshake of a migration. */
+/* What a machine is made of; travels in the handshake of a migration, but for the last member. */
 struct vm_config {
 	char name[VM_NAME_MAX];
 	uint64_t ram_size;
@@ -43,6 +44,7 @@ struct vm_config {
 	char initrd[VM_PATH_MAX]; /* "" for none */
 	char cmdline[VM_CMDLINE_MAX];
 	struct vm_devices devices;
+	struct dirty_config dirty; /* of this process, not of the guest */
 };
 
 void vm_config_fields(struct vm_config *c, struct sbuf *s);
@@ -78,6 +80,7 @@ struct vm {
 	struct device **devices_tail;
 	uint32_t n_vcpus;
 	struct vcpu *vcpu;
+	struct dirty_ring dirty_ring;
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* a vCPU parked, or the reasons changed */

@@ -29,10 +29,13 @@
  * get it again than a page takes to arrive.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -309,7 +312,7 @@ static void put_second_round(struct bench_run *r, struct proc *source)
 	bench_put(r, "round", ms);
 }
 
-static void run_godwit(struct bench_run *r)
+static void run_godwit_with(struct bench_run *r, const char *dirty)
 {
 	const struct setup *s = bench_arg(r);
 	unsigned give_up = s->give_up_s ? s->give_up_s : 60;
@@ -330,8 +333,8 @@ static void run_godwit(struct bench_run *r)
 	dest_start(&d, "vm-1", s->link ? "tcp:" LINK_DEST ":0" : "tcp:127.0.0.1:0", "--json", NULL);
 	if (s->link)
 		link_enter_source(&link);
-	guest_start(&g, "vm", s->rounds ? "-v" : "-q", "-m", ram, "-k", bare_elf("dirty"), "-p",
-		    s->payload, NULL);
+	guest_start(&g, "vm", s->rounds ? "-v" : "-q", dirty, "-m", ram, "-k", bare_elf("dirty"),
+		    "-p", s->payload, NULL);
 	ready_at = wait_ready(g.proc);
 	ask(g.proc, "zr", "^dirty t_ms=");
 	memory = hold_memory(s);
@@ -367,6 +370,21 @@ static void run_godwit(struct bench_run *r)
 	m.src.cpu += seconds(&m.client->usage.ru_utime) + seconds(&m.client->usage.ru_stime);
 	put_cost(r, s, &m.src, &m.dst, (double)report.wire_bytes);
 	end_guest(g.proc);
+}
+
+static void run_godwit(struct bench_run *r)
+{
+	run_godwit_with(r, "--dirty=auto");
+}
+
+static void run_godwit_log(struct bench_run *r)
+{
+	run_godwit_with(r, "--dirty=log");
+}
+
+static void run_godwit_ring(struct bench_run *r)
+{
+	run_godwit_with(r, "--dirty=ring");
 }
 
 /* ---- QEMU ---- */
@@ -484,6 +502,20 @@ static bool possible(const struct bench_case *c, char why[256])
 	return !s->link || link_possible(why);
 }
 
+static bool has_ring(const struct bench_case *c, char why[256])
+{
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	bool has = fd >= 0 && ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING) > 0;
+
+	(void)c;
+	if (fd >= 0)
+		close(fd);
+	if (!has)
+		snprintf(why, 256, "this KVM has no dirty rings");
+	return has;
+}
+
 /* Aims, as parts of an initializer. */
 #define NONE
 #define AT_MOST(x) .aim = BENCH_RATIO_MAX, .limit = (x) /* of the better QEMU */
@@ -547,6 +579,15 @@ static const struct bench_figure round_16g[] = {
 	FIGURES(16384, NONE, NONE, NONE, NONE, ALWAYS, NONE),
 };
 
+static const struct bench_figure dirty_rounds[] = {
+	{.name = "round", .unit = "ms", .digits = 2},
+	{.name = "round pages", .unit = ""},
+	FIGURES(16384, NONE, NONE, NONE, NONE, ALWAYS, NONE),
+};
+static const struct bench_figure dirty_moves[] = {
+	FIGURES(1024, NONE, NONE, NONE, NONE, NONE, NONE),
+};
+
 /* 24 MiB are for the payload, its tables and firmware. */
 #define FILL_1G "ws=1000M report=0 "
 #define FILL_4G "ws=4050M report=0 "
@@ -563,6 +604,11 @@ static const struct bench_figure round_16g[] = {
 	{"qemu", run_qemu_plain},                                                                  \
 	{                                                                                          \
 		"qemu-multifd", run_qemu_multifd                                                   \
+	}
+#define LOG_AND_RING                                                                               \
+	{"godwit-log", run_godwit_log},                                                            \
+	{                                                                                          \
+		"godwit-ring", run_godwit_ring                                                     \
 	}
 #define QEMU_ZSTD                                                                                  \
 	{                                                                                          \
@@ -699,6 +745,57 @@ static const struct bench_case cases[] = {
 					     .payload = HOT_4M,
 					     .downtime_ms = 1,
 					     .rounds = true},
+	},
+	/* The two ways to find dirty pages against each other. */
+	{
+		.name = "ring-round-1g",
+		.what = "1 GiB guest: the second round, of 1,000 dirty pages, by log and ring",
+		.contenders = {LOG_AND_RING},
+		.figures = dirty_rounds,
+		.timeout_s = RUN_S,
+		.prepare = has_ring,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 256,
+					     .payload = HOT_4M,
+					     .downtime_ms = 1,
+					     .rounds = true},
+	},
+	{
+		.name = "ring-round-16g",
+		.what = "16 GiB guest: the second round, of 1,000 dirty pages, by log and ring",
+		.contenders = {LOG_AND_RING},
+		.figures = dirty_rounds,
+		.timeout_s = RUN_S,
+		.prepare = has_ring,
+		.arg = &(const struct setup){.ram_mib = 16384,
+					     .content_mib = 256,
+					     .payload = HOT_4M,
+					     .downtime_ms = 1,
+					     .rounds = true},
+	},
+	{
+		.name = "ring-new-200m",
+		.what = "1 GiB, new content in 256 MiB of it at 200 MiB/s, by log and ring",
+		.contenders = {LOG_AND_RING},
+		.figures = dirty_moves,
+		.timeout_s = RUN_S,
+		.prepare = has_ring,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = HOT_256M "kind=new rate=200M",
+					     .give_up_s = 30},
+	},
+	{
+		.name = "ring-few-flat",
+		.what = "1 GiB, 8 bytes of each page changed in 256 MiB flat out, by log and ring",
+		.contenders = {LOG_AND_RING},
+		.figures = dirty_moves,
+		.timeout_s = RUN_S,
+		.prepare = has_ring,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = HOT_256M "kind=few",
+					     .give_up_s = 15},
 	},
 	{.name = NULL},
 };

@@ -20,7 +20,9 @@
 #include "check-main.h"
 
 #define KVM_CODE 0x8000U
-#define KVM_DONE_PORT 0x90U /* a write to it is the end of kvm_guest_store() */
+/* A write to it is the end of kvm_guest_store(): a port, or where there is no RAM. */
+#define KVM_DONE_PORT 0x90U
+#define KVM_DONE_GPA (RAM_HIGH_BASE + 512 * MIB)
 
 struct machine {
 	struct loop loop;
@@ -34,11 +36,24 @@ static inline bool kvm_here(void)
 	return access("/dev/kvm", R_OK | W_OK) == 0;
 }
 
+static inline bool kvm_has_dirty_ring(void)
+{
+	struct errmsg err = {""};
+	struct kvm_caps caps;
+	int fd = kvm_open(&caps, &err);
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0 && caps.dirty_ring;
+}
+
 /* A test asks for no more than it needs: the table of a host is built once a machine. */
-static inline struct machine *machine_new(uint64_t ram_size, uint32_t vcpus)
+static inline struct machine *machine_new_dirty(uint64_t ram_size, uint32_t vcpus,
+						struct dirty_config dirty)
 {
 	struct machine *m = calloc(1, sizeof(*m));
-	struct vm_config cfg = {.name = "test", .ram_size = ram_size, .vcpus = vcpus};
+	struct vm_config cfg = {
+		.name = "test", .ram_size = ram_size, .vcpus = vcpus, .dirty = dirty};
 	struct kvm_caps caps;
 	int fd;
 
@@ -52,6 +67,11 @@ static inline struct machine *machine_new(uint64_t ram_size, uint32_t vcpus)
 	ck_assert_msg(vm_create(&m->vm, &cfg, &m->cpuid, &m->loop, &m->err) == 0, "%s",
 		      m->err.text);
 	return m;
+}
+
+static inline struct machine *machine_new(uint64_t ram_size, uint32_t vcpus)
+{
+	return machine_new_dirty(ram_size, vcpus, (struct dirty_config){.how = DIRTY_LOG});
 }
 
 static inline void machine_free(struct machine *m)
@@ -141,19 +161,29 @@ static inline void machine_code(struct machine *m, unsigned id, const void *code
  */
 static inline void kvm_guest_store(struct vm *vm, uint64_t gpa, uint64_t value)
 {
-	struct kvm_regs r = {
-		.rip = KVM_CODE, .rsp = 0x10000, .rflags = 2, .rdi = gpa, .rax = value};
+	struct kvm_regs r = {.rip = KVM_CODE,
+			     .rsp = 0x10000,
+			     .rflags = 2,
+			     .rdi = gpa,
+			     .rsi = KVM_DONE_GPA,
+			     .rax = value};
 	struct vcpu *v = &vm->vcpu[0];
+	const struct kvm_run *run = v->run;
+	bool full;
 	int ret;
 
 	KVM_MUST(v->fd, KVM_SET_REGS, &r);
 	/* The exit of the time before was never completed; there is nothing to be done for it. */
-	do
+	do {
 		ret = ioctl(v->fd, KVM_RUN, 0);
-	while (ret < 0 && errno == EINTR);
+		full = ret == 0 && run->exit_reason == KVM_EXIT_DIRTY_RING_FULL;
+		ck_assert(!full || dirty_ring_full(v) == 0);
+	} while (full || (ret < 0 && errno == EINTR));
 	ck_assert_msg(ret == 0, "KVM_RUN: %s", strerror(errno));
-	ck_assert_msg(v->run->exit_reason == KVM_EXIT_IO && v->run->io.port == KVM_DONE_PORT,
-		      "the guest left by exit %u", v->run->exit_reason);
+	ck_assert_msg(
+		(run->exit_reason == KVM_EXIT_IO && run->io.port == KVM_DONE_PORT) ||
+			(run->exit_reason == KVM_EXIT_MMIO && run->mmio.phys_addr == KVM_DONE_GPA),
+		"the guest left by exit %u", run->exit_reason);
 	ck_assert(memcmp(ram_ptr(&vm->ram, gpa, sizeof(value)), &value, sizeof(value)) == 0);
 }
 
@@ -163,6 +193,25 @@ static inline void machine_store_code(struct machine *m)
 	static const uint8_t code[] = {0x48, 0x89, 0x07, 0xe6, KVM_DONE_PORT, 0xeb, 0xfe};
 
 	machine_code(m, 0, code, sizeof(code), &(struct kvm_regs){0});
+}
+
+/*
+ * The same in ring 3: where ring 0 is emulated, its stores are found dirty whether their pages are
+ * write-protected or not.
+ */
+static inline void machine_user_store_code(struct machine *m)
+{
+	/* mov %rax, (%rdi); mov %al, (%rsi); jmp . */
+	static const uint8_t code[] = {0x48, 0x89, 0x07, 0x88, 0x06, 0xeb, 0xfe};
+	int fd = m->vm->vcpu[0].fd;
+	struct kvm_sregs s;
+
+	machine_code(m, 0, code, sizeof(code), &(struct kvm_regs){0});
+	KVM_MUST(fd, KVM_GET_SREGS, &s);
+	s.cs.selector = 0x1b;
+	s.ds.selector = s.es.selector = s.fs.selector = s.gs.selector = s.ss.selector = 0x23;
+	s.cs.dpl = s.ds.dpl = s.es.dpl = s.fs.dpl = s.gs.dpl = s.ss.dpl = 3;
+	KVM_MUST(fd, KVM_SET_SREGS, &s);
 }
 
 #endif

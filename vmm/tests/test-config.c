@@ -187,6 +187,30 @@ START_TEST(cpu_lists)
 }
 END_TEST
 
+START_TEST(ways_to_find_dirty_pages)
+{
+	static const char *const bad[] = {"",	      "rings",	    "ring:",   "ring:0",
+					  "ring:255", "ring:300",   "ring:-1", "ring:1k",
+					  "log:1",    "ring:131072"};
+
+	ck_ok(PARSE("run", "-k", "x"));
+	ck_assert_int_eq(cfg.dirty.how, DIRTY_AUTO);
+	ck_ok(PARSE("receive", "--dirty", "log", "unix:/x"));
+	ck_assert_int_eq(cfg.dirty.how, DIRTY_LOG);
+	ck_ok(PARSE("run", "--dirty=ring:256"));
+	ck_assert_int_eq(cfg.dirty.how, DIRTY_RING);
+	ck_assert_uint_eq(cfg.dirty.entries, 256);
+	/* The last one counts, all of it. */
+	ck_ok(PARSE("run", "--dirty=ring:65536", "--dirty", "ring"));
+	ck_assert_int_eq(cfg.dirty.how, DIRTY_RING);
+	ck_assert_uint_eq(cfg.dirty.entries, 0);
+	ck_ok(PARSE("run", "--dirty=ring:4096", "--dirty", "auto"));
+	ck_assert_int_eq(cfg.dirty.how, DIRTY_AUTO);
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		ck_bad(PARSE("run", "--dirty", (char *)(uintptr_t)bad[i]), "'--dirty'");
+}
+END_TEST
+
 START_TEST(uris)
 {
 	static const char *const good[] = {"tcp:h:1", "tcp:[::1]:0", "tcp::0", "unix:/x", "unix:x"};
@@ -406,6 +430,7 @@ int main(void)
 	tcase_add_test(t, bad_values);
 	tcase_add_test(t, long_values_are_refused);
 	tcase_add_test(t, cpu_lists);
+	tcase_add_test(t, ways_to_find_dirty_pages);
 	tcase_add_test(t, uris);
 	tcase_add_test(t, help_wins);
 	tcase_add_test(t, man_page_lists_the_same_options);
