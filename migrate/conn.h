@@ -49,7 +49,12 @@ struct conn_batch {
 	struct wire_desc desc[WIRE_BATCH_DESCS];
 	uint8_t *data;	 /* WIRE_BATCH_PAGES pages, page aligned, CONN_HEADERS_BYTES before them */
 	uint8_t *packed; /* instead of data, if head.packed; CONN_BATCH_BYTES by malloc, or NULL */
-	struct iovec iov[2];
+	/*
+	 * Or, instead of data, pieces of the caller's memory, in order, which stay as they are
+	 * until the batch has been sent: iov[1] to iov[n_pieces].
+	 */
+	unsigned n_pieces;
+	struct iovec iov[1 + WIRE_BATCH_DESCS];
 	struct msghdr msg;
 	unsigned held;	   /* sends whose memory the kernel may still refer to */
 	bool zerocopy;	   /* the latest of them was to be without a copy */
@@ -105,6 +110,10 @@ void conn_close(struct conn *c);
  */
 int conn_send(struct conn *c, enum wire_type type, const void *payload, uint32_t length,
 	      bool *taken, struct errmsg *err);
+
+/* Adds a piece to a batch that has only pieces; one that goes on where the last ended is one with
+ * it. */
+void conn_batch_piece(struct conn_batch *b, const void *piece, size_t len);
 
 /* A free batch to fill: head, desc and data. Waits for one; NULL with *ret set on an error. */
 struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err);

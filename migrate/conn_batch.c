@@ -75,7 +75,7 @@ static void begin_zerocopy(struct conn *c)
 
 static bool want_zerocopy(struct conn *c, const struct conn_batch *b)
 {
-	if (c->zerocopy == CONN_ZEROCOPY_NEVER || b->head.packed ||
+	if (c->zerocopy == CONN_ZEROCOPY_NEVER || b->n_pieces ||
 	    b->msg.msg_iov->iov_len < ZEROCOPY_MIN)
 		return false;
 	if (!c->zc_begun)
@@ -259,7 +259,20 @@ struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err)
 			return NULL;
 	}
 	weigh_wait(c, waited);
+	b->head = (struct wire_batch){0};
+	b->n_pieces = 0;
 	return b;
+}
+
+void conn_batch_piece(struct conn_batch *b, const void *piece, size_t len)
+{
+	struct iovec *last = &b->iov[b->n_pieces];
+
+	if (b->n_pieces && (uint8_t *)last->iov_base + last->iov_len == piece)
+		last->iov_len += len;
+	else
+		b->iov[++b->n_pieces] =
+			(struct iovec){.iov_base = (void *)(uintptr_t)piece, .iov_len = len};
 }
 
 int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
@@ -280,10 +293,11 @@ int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
 	memcpy(start, &frame, sizeof(frame));
 	memcpy(start + sizeof(frame), &b->head, descs);
 	b->iov[0] = (struct iovec){.iov_base = start, .iov_len = sizeof(frame) + descs};
-	b->iov[1] = (struct iovec){.iov_base = b->packed, .iov_len = contents};
-	b->msg = (struct msghdr){.msg_iov = b->iov, .msg_iovlen = b->head.packed ? 2 : 1};
-	if (!b->head.packed)
+	if (b->head.packed)
+		conn_batch_piece(b, b->packed, contents);
+	else if (b->n_pieces == 0)
 		b->iov[0].iov_len += contents;
+	b->msg = (struct msghdr){.msg_iov = b->iov, .msg_iovlen = 1 + b->n_pieces};
 	c->next_free = (c->next_free + 1) % CONN_BATCHES;
 	c->queued++;
 	if (c->queued == 1)

@@ -43,6 +43,12 @@ struct pack {
 void pack_init(struct pack *p, enum migrate_compress mode, int level);
 void pack_free(struct pack *p);
 
+/* Are batches compressed as things stand? */
+static inline bool pack_is_on(const struct pack *p)
+{
+	return p->mode == MIGRATE_COMPRESS_ZSTD || (p->mode == MIGRATE_COMPRESS_AUTO && p->on);
+}
+
 /* What lies between two rounds is no part of what a byte costs. */
 void pack_begin_round(struct pack *p);
 

@@ -44,7 +44,7 @@ static int flush_batch(struct page_path *p, struct errmsg *err)
 	p->batch = NULL;
 	if (!b || b->head.n_descs == 0)
 		return 0;
-	ret = pack_batch(&p->pack, p->conn, b, err);
+	ret = b->n_pieces ? 0 : pack_batch(&p->pack, p->conn, b, err);
 	if (ret)
 		return ret;
 	if (b->head.packed)
@@ -63,10 +63,7 @@ static int ensure_batch(struct page_path *p, struct errmsg *err)
 	if (ret)
 		return ret;
 	p->batch = conn_batch(p->conn, &ret, err);
-	if (!p->batch)
-		return ret;
-	p->batch->head = (struct wire_batch){0};
-	return 0;
+	return p->batch ? 0 : ret;
 }
 
 static int add_zeros(struct page_path *p, uint64_t index, enum wire_page_kind kind,
@@ -106,14 +103,22 @@ static const uint32_t *find_copy(struct page_path *p, uint64_t index, const stru
 	return NULL;
 }
 
-/* The staged page, as it is best sent. */
+/* Where the batch's next content goes. */
+static uint8_t *staging(const struct page_path *p)
+{
+	return p->batch->data + wire_batch_unpacked(&p->batch->head);
+}
+
+/* The page as it is best sent; it lies in staging, or, of a guest at rest, in its RAM. */
 static void add_content(struct page_path *p, uint64_t index, const struct page_hash *hash,
-			uint8_t *staged)
+			const uint8_t *page)
 {
 	const struct delta_hashes *have = asks_have(&p->asks, index);
 	const uint32_t *copy = find_copy(p, index, hash);
 	struct wire_batch *head = &p->batch->head;
 	struct wire_desc *d = &p->batch->desc[head->n_descs++];
+	uint8_t *staged = staging(p);
+	bool direct = page != staged;
 	uint32_t delta = 0;
 
 	*d = (struct wire_desc){.index = index, .count = 1, .kind = WIRE_PAGE_DATA, .hash = *hash};
@@ -125,6 +130,8 @@ static void add_content(struct page_path *p, uint64_t index, const struct page_h
 		return;
 	}
 	if (have) {
+		if (direct)
+			memcpy(staged, page, PAGE_SIZE);
 		delta = delta_make(staged, p->hashes->seed, have);
 		asks_count(&p->asks, delta ? delta : (uint32_t)PAGE_SIZE);
 	}
@@ -136,31 +143,35 @@ static void add_content(struct page_path *p, uint64_t index, const struct page_h
 	} else {
 		head->n_data++;
 	}
+	if (direct)
+		conn_batch_piece(p->batch, delta ? staged : page, wire_desc_content(d));
 }
 
 static int send_page(struct page_path *p, uint64_t index, struct errmsg *err)
 {
 	const struct page_hash *held = &p->hashes->table[index];
 	struct page_hash hash;
-	uint8_t *staged;
+	const uint8_t *page;
 	int ret = ensure_batch(p, err);
 
 	if (ret)
 		return ret;
-	staged = p->batch->data + wire_batch_unpacked(&p->batch->head);
-	memcpy(staged, ram_page(&p->vm->ram, index), PAGE_SIZE);
-	if (page_is_zero(staged)) {
+	page = ram_page(&p->vm->ram, index);
+	/* Of a guest that runs nothing is looked at but a copy. */
+	if (!p->direct)
+		page = memcpy(staging(p), page, PAGE_SIZE);
+	if (page_is_zero(page)) {
 		count(&p->total.zero, 1);
 		return hash_equal(held, &p->hashes->zero)
 			       ? 0
 			       : add_zeros(p, index, WIRE_PAGE_ZERO, err);
 	}
-	hash = hash_page(p->hashes, staged);
+	hash = hash_page(p->hashes, page);
 	if (hash_equal(held, &hash)) {
 		count(&p->total.unchanged, 1);
 		return 0;
 	}
-	add_content(p, index, &hash, staged);
+	add_content(p, index, &hash, page);
 	hashes_set(p->hashes, index, hash);
 	return 0;
 }
@@ -301,6 +312,8 @@ static bool begin_group(struct page_path *p, struct group *g, int *ret, struct e
 static int begin_round(struct page_path *p, struct errmsg *err)
 {
 	pack_begin_round(&p->pack);
+	/* What is compressed has to lie in one piece. */
+	p->direct = p->work->at_rest && !pack_is_on(&p->pack);
 	if (!p->copies)
 		p->copies = malloc(COPIES * sizeof(*p->copies));
 	if (!p->copies)

@@ -12,7 +12,8 @@
  *
  * A page is copied once, into the batch that will carry it, and everything is decided on that
  * copy: the guest may change the page meanwhile, so a hash of one moment and bytes of another
- * would leave the destination with a page that its hash does not tell.
+ * would leave the destination with a page that its hash does not tell. Only when the guest is at
+ * rest, in the last round, pages are hashed and sent where they lie.
  *
  * A page that the host has no memory for, because the guest never touched it or gave it back, is
  * told as a hole without being read: a move must not make the guest larger, on either side. (One
@@ -49,6 +50,7 @@ void page_counts_add(struct page_counts *to, const struct page_counts *from);
 struct page_work {
 	_Atomic uint64_t next;	 /* the word of the bitmap where the next range begins */
 	_Atomic bool stop;	 /* one of them has failed */
+	bool at_rest;		 /* the guest is, and its devices: set between rounds */
 	struct asks_network net; /* set between rounds */
 };
 
@@ -59,6 +61,7 @@ struct page_path {
 	struct page_work *work;
 	struct conn *conn;
 	struct conn_batch *batch; /* being filled, or NULL */
+	bool direct;		  /* this round sends pages from where they lie */
 	struct pack pack;
 	struct asks asks;
 	uint32_t *copies; /* pages sent in this round, by their hash: index + 1, or 0 */

@@ -103,6 +103,7 @@ static int send_rest(struct migration *m, struct page_hash *root, uint64_t *at)
 	if (ret)
 		goto out;
 	set_part(m, &m->stats.state_ns, at);
+	m->work.at_rest = true;
 	ret = source_collect(m, &pages);
 	if (ret == 0)
 		ret = source_send_round(m, pages, &round);

@@ -167,7 +167,7 @@ static void begin(void)
 		.vm = m->vm, .dirty = &d, .hashes = &hashes, .work = &work, .conn = &conn};
 	pack_init(&path.pack, MIGRATE_COMPRESS_AUTO, 0);
 	asks_init(&path.asks);
-	work.net = (struct asks_network){0};
+	work = (struct page_work){.stop = false};
 	ck_assert_int_eq(pthread_create(&other.thread, NULL, take_frames, NULL), 0);
 }
 
@@ -417,6 +417,36 @@ START_TEST(deltas_of_new_pages)
 		a_round();
 	}
 	ck_assert_uint_ge(path.total.delta, 4 * MANY);
+	end();
+}
+END_TEST
+
+/* ---- the guest at rest ---- */
+
+/* Straight from its RAM, everything that can be sent arrives as otherwise. */
+START_TEST(at_rest)
+{
+	begin();
+	change_few(2, 1, 100000);
+	for (unsigned n = 0; n < 4; n++) {
+		work.at_rest = true;
+		if (n == 2)
+			pack_init(&path.pack, MIGRATE_COMPRESS_ZSTD, 1);
+		for (uint64_t i = 0; i < MANY; i++) {
+			if (i % 7 == 0)
+				fill_random(3 + n, 300 + i);
+			else if (i % 7 == 1)
+				fill(300 + i, (uint8_t)(i % 50));
+			else if (i % 7 == 2)
+				ck_assert_int_eq(ram_zero_pages(&m->vm->ram, 300 + i, 1), 0);
+			else if (i % 7 < 6)
+				put(300 + i, 800, i + n);
+		}
+		a_round();
+		ck_assert_int_eq(path.direct, n < 2);
+	}
+	ck_assert_uint_gt(path.total.delta, 3 * MANY);
+	ck_assert_uint_gt(path.total.copied, MANY / 10);
 	end();
 }
 END_TEST
@@ -849,6 +879,7 @@ int main(void)
 		packed_deltas_arrive,
 		deltas_that_do_not_pay,
 		deltas_of_new_pages,
+		at_rest,
 		rounds_shrink,
 		store_before_clearing,
 		store_after_clearing,
