@@ -28,7 +28,7 @@ static void start_busy(struct guest *g)
 static struct proc *start_endless(struct guest *g, struct dest *d)
 {
 	dest_start(d, "there", "tcp:127.0.0.1:0", NULL);
-	return move_start(g, slow_link(d, LINK_SPEED), "--downtime=10ms", NULL);
+	return move_start(g, slow_link(d, LINK_SPEED), "--downtime=1us", NULL);
 }
 
 static bool is_migrating(void *arg)
@@ -165,7 +165,7 @@ START_TEST(takes_too_long)
 
 	start_busy(&g);
 	dest_start(&d, "there", "unix:", NULL);
-	migrate = move_start(&g, slow_link(&d, LINK_SPEED), "--downtime=10ms", "--timeout=500ms",
+	migrate = move_start(&g, slow_link(&d, LINK_SPEED), "--downtime=1us", "--timeout=500ms",
 			     NULL);
 	move_report(migrate, 1, &m, LINE_MS);
 	ck_assert_str_eq(m.status, "failed");

@@ -132,6 +132,8 @@ END_TEST
 START_TEST(fast_network)
 {
 	begin(MIGRATE_COMPRESS_AUTO, 0, 0);
+	/* As it is: where this host is busy the other side is slow for that alone. */
+	c.local = true;
 	send_batches(200, TEXT);
 	ck_assert_msg(packed * 10 <= content, "%llu %% was compressed",
 		      (unsigned long long)(packed * 100 / content));
