@@ -75,11 +75,13 @@ static inline const char *lx_initrd_virtio(void)
 /*
  * Notes of the kernel that say nothing about this machine: a processor without constant TSC is not
  * taken to have it synchronised, and where CPUs are scarce timer interrupts are late and two
- * readings of a clock far apart.
+ * readings of a clock far apart, for which the kernel's watchdog then gives the TSC up. (Were the
+ * clocks apart, that would have a line of its own: "skew".)
  */
 static inline bool lx_harmless(const char *body)
 {
 	return strstr(body, "Marking TSC unstable due to TSCs unsynchronized") ||
+	       strstr(body, "Marking TSC unstable due to clocksource watchdog") ||
 	       strstr(body, "hrtimer: interrupt took") || strstr(body, "read-back delay of");
 }
 
