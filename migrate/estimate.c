@@ -9,6 +9,10 @@
 /* The same for work. */
 #define WORK_SAMPLE_MIN 256U
 
+/* A round more, for a pause that is shorter by this much, may take so long. */
+#define SHORTER 0.7
+#define LAST_ROUND_MAX (100 * NS_PER_MS)
+
 #define WHOLE_PAGE ((double)(PAGE_SIZE + sizeof(struct wire_desc)))
 
 void estimate_init(struct estimate *e)
@@ -47,4 +51,17 @@ uint64_t estimate_pages_ns(const struct estimate *e, uint64_t pages)
 	double wire = bytes * e->byte_ns;
 
 	return (uint64_t)(work > wire ? work : wire);
+}
+
+bool estimate_round_pays(const struct estimate *e, uint64_t pages, uint64_t round_ns,
+			 uint64_t fixed_ns, uint64_t rtt_ns)
+{
+	uint64_t ns = estimate_pages_ns(e, pages), next_ns = ns + rtt_ns, next_pages;
+
+	if (round_ns == 0 || next_ns > LAST_ROUND_MAX)
+		return false;
+	/* As many a second as before; pages that are written again and again make it fewer. */
+	next_pages = (uint64_t)((double)pages * (double)next_ns / (double)round_ns);
+	return (double)(estimate_pages_ns(e, next_pages) + fixed_ns) <
+	       SHORTER * (double)(ns + fixed_ns);
 }

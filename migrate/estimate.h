@@ -42,4 +42,12 @@ void estimate_learn(struct estimate *e, const struct round_cost *c, bool first);
 /* Nanoseconds that so many dirty pages would take. */
 uint64_t estimate_pages_ns(const struct estimate *e, uint64_t pages);
 
+/*
+ * What is left fits the pause; would the pause be notably shorter after another round, which itself
+ * takes little time? Pages became dirty in the round_ns before; fixed_ns is what the pause takes
+ * besides pages.
+ */
+bool estimate_round_pays(const struct estimate *e, uint64_t pages, uint64_t round_ns,
+			 uint64_t fixed_ns, uint64_t rtt_ns);
+
 #endif

@@ -4,7 +4,9 @@
  *
  * Theory of operation: a round sends the pages that were dirty when it began, over all connections,
  * and is over when the destination has acknowledged them. Pausing is decided by an estimate
- * (estimate.h) of what the pages left will take, plus what a pause has cost besides pages.
+ * (estimate.h) of what the pages left will take, plus what a pause has cost besides pages. Once
+ * that is short enough a few short rounds may follow, as long as each makes it notably shorter: a
+ * guest that writes 200 MiB/s then sees a pause of 7 ms instead of 15.
  */
 #include <errno.h>
 #include <string.h>
@@ -16,6 +18,9 @@
 /* What a pause costs besides pages, until a pause of this machine has been measured. */
 #define STATE_COST_GUESS (3 * NS_PER_MS)
 #define VCPU_COST_GUESS (NS_PER_MS / 2)
+
+/* Rounds that only make a pause shorter which is short enough. */
+#define FITTED_ROUNDS_MAX 4U
 
 static int tick(void *arg, struct errmsg *err)
 {
@@ -186,6 +191,7 @@ static bool fits(const struct migration *m, uint64_t pages)
 int source_precopy(struct migration *m)
 {
 	uint64_t pages, collected_ns, ns;
+	unsigned fitted = 0;
 	int ret;
 
 	source_set_phase(m, MIGRATE_PRECOPY);
@@ -230,7 +236,9 @@ int source_precopy(struct migration *m)
 		log_debug("round took %llu us, %llu pages dirty since; they would take %llu us",
 			  (unsigned long long)ns / 1000, (unsigned long long)pages,
 			  (unsigned long long)m->stats.estimate_downtime_ns / 1000);
-		if (fits(m, pages)) {
+		if (fits(m, pages) &&
+		    (++fitted > FITTED_ROUNDS_MAX ||
+		     !estimate_round_pays(&m->estimate, pages, ns, fixed_ns(m), m->rtt))) {
 			/* The clocks may have drifted apart since the start. */
 			ret = measure_clocks(m);
 			break;

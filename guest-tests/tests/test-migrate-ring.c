@@ -118,7 +118,9 @@ START_TEST(full)
 				     n ? "--verify=full" : "--verify=stream", NULL);
 		move_report(migrate, 0, &m, MOVE_MS);
 		guest_moved(&g, &d);
-		proc_expect_err(source, "dirty rings were full [1-9]", LINE_MS);
+		/* Where all are zeros at the moment a round is soon over. */
+		if (strcmp(kinds[_i], "zero"))
+			proc_expect_err(source, "dirty rings were full [1-9]", LINE_MS);
 		intact(&g);
 	}
 	end_writer(&g);

@@ -105,10 +105,35 @@ START_TEST(workers)
 }
 END_TEST
 
+static bool pays(uint64_t pages, uint64_t round_ms)
+{
+	return estimate_round_pays(&e, pages, round_ms * NS_PER_MS, 3 * NS_PER_MS, NS_PER_MS / 10);
+}
+
+/* PAGES a second go over this network. */
+START_TEST(one_round_more)
+{
+	begin();
+	learn(1000, 300, PAGES, true);
+	/* 20 ms of pages, dirtied in 100 ms: a fifth of that is left after a round. */
+	ck_assert(pays(PAGES / 50, 100));
+	/* Dirtied as fast as they are sent, or faster. */
+	ck_assert(!pays(PAGES / 50, 20));
+	ck_assert(!pays(PAGES / 50, 10));
+	/* The rest of the pause is most of it. */
+	ck_assert(!pays(PAGES / 1000, 100));
+	ck_assert(!pays(0, 100));
+	/* However much it would help: not for long. */
+	ck_assert(!pays(PAGES / 5, 10000));
+	ck_assert(!pays(PAGES / 50, 0));
+}
+END_TEST
+
 int main(void)
 {
-	const TTest *const tests[] = {whole_pages, zeros_promise_nothing, unchanged_pages,
-				      small_rounds, workers};
+	const TTest *const tests[] = {whole_pages,     zeros_promise_nothing,
+				      unchanged_pages, small_rounds,
+				      workers,	       one_round_more};
 
 	return check_main("estimate", tests, ARRAY_SIZE(tests));
 }
