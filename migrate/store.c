@@ -75,11 +75,12 @@ static int put_contents(struct store *s, const struct batch *b, const uint8_t *f
 		if (d->kind != WIRE_PAGE_DELTA && !(all && d->kind == WIRE_PAGE_DATA))
 			continue;
 		host = ram_dma_page(s->ram, d->index);
-		if (d->kind == WIRE_PAGE_DELTA)
+		if (d->kind == WIRE_PAGE_DATA) {
+			ram_dma_write(s->ram, host, from, PAGE_SIZE);
+		} else {
 			ret = delta_apply(host, from, d->count);
-		else
-			memcpy(host, from, PAGE_SIZE);
-		ram_dma_done(s->ram, host, PAGE_SIZE);
+			ram_dma_done(s->ram, host, PAGE_SIZE);
+		}
 		if (ret)
 			return errmsg_set(err, ret,
 					  "the source sent a malformed delta of page %llu",

@@ -286,30 +286,14 @@ static bool godwit_over(void *arg)
 	return !proc_running(m->client) && (m->client->status != 0 || !proc_running(m->g->proc));
 }
 
-/* Rounds as the source's log tells them: how long one took, and how many pages the next one has. */
-static bool next_round(struct proc *p, double *ms, double *pages)
-{
-	unsigned long long us, n;
-	const char *line;
-
-	line = proc_expect_err(p, "round took", ANSWER_MS);
-	line = strstr(line, "round took ");
-	if (!line || sscanf(line, "round took %llu us, %llu pages", &us, &n) != 2)
-		return false;
-	*ms = (double)us / 1e3;
-	*pages = (double)n;
-	return true;
-}
-
 /* The second round: all that was written during the first, which is all of the hot set. */
-static void put_second_round(struct bench_run *r, struct proc *source)
+static void put_second_round(struct bench_run *r, const struct move *m)
 {
-	double ms, pages, next, first;
+	const json_t *second = json_array_get(json_object_get(m->json, "per_round"), 1);
 
-	need(next_round(source, &first, &pages), "no round in the source's log");
-	need(next_round(source, &ms, &next), "no second round in the source's log");
-	bench_put(r, "round pages", pages);
-	bench_put(r, "round", ms);
+	need(second, "no second round in the report");
+	bench_put(r, "round pages", json_num(second, "pages"));
+	bench_put(r, "round", json_num(second, "ms"));
 }
 
 static void run_godwit_with(struct bench_run *r, const char *dirty)
@@ -333,8 +317,8 @@ static void run_godwit_with(struct bench_run *r, const char *dirty)
 	dest_start(&d, "vm-1", s->link ? "tcp:" LINK_DEST ":0" : "tcp:127.0.0.1:0", "--json", NULL);
 	if (s->link)
 		link_enter_source(&link);
-	guest_start(&g, "vm", s->rounds ? "-v" : "-q", dirty, "-m", ram, "-k", bare_elf("dirty"),
-		    "-p", s->payload, NULL);
+	guest_start(&g, "vm", "-q", dirty, "-m", ram, "-k", bare_elf("dirty"), "-p", s->payload,
+		    NULL);
 	ready_at = wait_ready(g.proc);
 	ask(g.proc, "zr", "^dirty t_ms=");
 	memory = hold_memory(s);
@@ -362,7 +346,7 @@ static void run_godwit_with(struct bench_run *r, const char *dirty)
 	side_ended(&m.src, g.proc);
 	need(m.switched > 0, "the destination has not reported: '%s'", d.proc->out.buf);
 	if (s->rounds)
-		put_second_round(r, g.proc);
+		put_second_round(r, &report);
 	guest_moved(&g, &d);
 	put_gaps(r, g.proc, ready_at, m.switched, 0);
 	bench_put(r, "total", report.total_ms);
