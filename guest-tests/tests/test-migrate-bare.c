@@ -279,26 +279,6 @@ START_TEST(smp)
 }
 END_TEST
 
-/* Long as it may be, the pause is not longer than one short round more would make it. */
-START_TEST(shorter_than_allowed)
-{
-	struct guest g;
-	struct move m = {.rounds = 0};
-
-	guest_start(&g, "w", "-m", "128M", "-k", bare_elf("dirty"), "-p",
-		    "kind=new rate=50M ws=96M report=0", NULL);
-	proc_fatal(g.proc, BARE_DIRTY_ERROR "| panic ");
-	guest_expect(&g, "^dirty ready ", LINE_MS);
-	/* A host that is busy may show one move that it would not pay. */
-	for (unsigned n = 0; n < 5 && m.rounds < 3; n++)
-		guest_move(&g, &m, uri(n), "--downtime=20s", NULL);
-	need(m.rounds >= 3, "%s", json_dumps(m.json, JSON_COMPACT));
-	guest_send(&g, "q");
-	guest_expect(&g, "^dirty done .* errors=0$", LINE_MS);
-	guest_ended(&g, 0, LINE_MS);
-}
-END_TEST
-
 /* CPUs that the guest never started, and more of them than the host has. */
 START_TEST(idle_cpus)
 {
@@ -493,8 +473,6 @@ int main(void)
 	tcase_add_loop_test(tc, writer, 0, writers);
 	tc = harness_case(s, "unaided", 120);
 	tcase_add_loop_test(tc, unaided, 0, COUNT(kinds));
-	tc = harness_case(s, "rounds", 120);
-	tcase_add_test(tc, shorter_than_allowed);
 	tc = harness_case(s, "large", 180);
 	tcase_add_test(tc, large);
 	tc = harness_case(s, "cpus", 180);
