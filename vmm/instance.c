@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -565,6 +566,8 @@ int instance_boot(struct instance *in, struct errmsg *err)
 	int ret;
 
 	snprintf(in->cfg.name, sizeof(in->cfg.name), "%s", in->claim.name);
+	if (getrandom(in->cfg.id, sizeof(in->cfg.id), 0) != sizeof(in->cfg.id))
+		return errmsg_set(err, -EIO, "no random numbers: %s", strerror(errno));
 	ret = start_machine(in, err);
 	if (ret == 0)
 		open_console(in);

@@ -111,6 +111,13 @@ void ram_destroy(struct ram *ram)
 	ram->fd = -1;
 }
 
+void ram_move(struct ram *to, struct ram *from)
+{
+	*to = *from;
+	memset(from, 0, sizeof(*from));
+	from->fd = -1;
+}
+
 uint64_t ram_end_gpa(uint64_t size)
 {
 	return size > RAM_LOW_MAX ? RAM_HIGH_BASE + (size - RAM_LOW_MAX) : size;

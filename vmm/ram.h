@@ -56,6 +56,9 @@ struct ram {
 int ram_init(struct ram *ram, uint64_t size, bool huge, struct errmsg *err);
 void ram_destroy(struct ram *ram);
 
+/* Gives all of it to another owner, whose own there must be none of. from is as destroyed. */
+void ram_move(struct ram *to, struct ram *from);
+
 /* Highest guest-physical address in use, plus one. */
 uint64_t ram_end_gpa(uint64_t size);
 

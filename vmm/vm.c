@@ -25,6 +25,8 @@ void vm_config_fields(struct vm_config *c, struct sbuf *s)
 	sb_str(s, c->initrd, sizeof(c->initrd));
 	sb_str(s, c->cmdline, sizeof(c->cmdline));
 	vm_devices_fields(&c->devices, s);
+	sb_u64(s, &c->id[0]);
+	sb_u64(s, &c->id[1]);
 }
 
 static int add_memslots(struct vm *vm, struct errmsg *err)
@@ -131,6 +133,19 @@ static int create_vcpus(struct vm *vm, struct errmsg *err)
 	return ret;
 }
 
+static int init_ram(struct vm *vm, struct errmsg *err)
+{
+	struct ram *adopt = vm->cfg.adopt;
+
+	vm->cfg.adopt = NULL;
+	if (!adopt)
+		return ram_init(&vm->ram, vm->cfg.ram_size, !vm->cfg.devices.balloon, err);
+	if (adopt->size != vm->cfg.ram_size)
+		return errmsg_set(err, -EINVAL, "the RAM to take over has another size");
+	ram_move(&vm->ram, adopt);
+	return 0;
+}
+
 int vm_create(struct vm **out, const struct vm_config *cfg, const struct cpuid *cpuid,
 	      struct loop *loop, struct errmsg *err)
 {
@@ -162,7 +177,7 @@ int vm_create(struct vm **out, const struct vm_config *cfg, const struct cpuid *
 	ret = check_config(vm, err);
 	if (ret)
 		goto fail;
-	ret = ram_init(&vm->ram, cfg->ram_size, !cfg->devices.balloon, err);
+	ret = init_ram(vm, err);
 	if (ret)
 		goto fail;
 	vm->vm_fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
@@ -208,10 +223,8 @@ static void destroy_devices(struct vm *vm)
 	}
 }
 
-void vm_destroy(struct vm *vm)
+static void destroy(struct vm *vm, struct ram *keep)
 {
-	if (!vm)
-		return;
 	pthread_mutex_lock(&vm->lock);
 	vm->quit = true;
 	vm->pause_reasons |= VM_PAUSE_END;
@@ -229,13 +242,27 @@ void vm_destroy(struct vm *vm)
 	free(vm->vcpu);
 	if (vm->vm_fd >= 0)
 		close(vm->vm_fd);
-	ram_destroy(&vm->ram);
+	if (keep)
+		ram_move(keep, &vm->ram);
+	else
+		ram_destroy(&vm->ram);
 	if (vm->kvm_fd >= 0)
 		close(vm->kvm_fd);
 	pthread_cond_destroy(&vm->changed);
 	pthread_mutex_destroy(&vm->dirty_ring.lock);
 	pthread_mutex_destroy(&vm->lock);
 	free(vm);
+}
+
+void vm_destroy(struct vm *vm)
+{
+	if (vm)
+		destroy(vm, NULL);
+}
+
+void vm_destroy_but_ram(struct vm *vm, struct ram *ram)
+{
+	destroy(vm, ram);
 }
 
 int vm_add_device(struct vm *vm, const struct device_ops *ops, uint32_t instance,

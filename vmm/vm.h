@@ -35,16 +35,19 @@
 #define VM_CMDLINE_MAX 4096
 #define VM_MAX_VCPUS 1024
 
-/* What a machine is made of; travels in the handshake of a migration, but for the last member. */
+/* What a machine is made of; travels in the handshake of a migration, but for the last members. */
 struct vm_config {
 	char name[VM_NAME_MAX];
+	uint64_t id[2]; /* random, the same wherever the guest goes; 0 and 0: it has none */
 	uint64_t ram_size;
 	uint32_t vcpus;
 	char kernel[VM_PATH_MAX];
 	char initrd[VM_PATH_MAX]; /* "" for none */
 	char cmdline[VM_CMDLINE_MAX];
 	struct vm_devices devices;
-	struct dirty_config dirty; /* of this process, not of the guest */
+	/* Of this process, not of the guest: */
+	struct dirty_config dirty;
+	struct ram *adopt; /* NULL, or RAM of the guest's size to take over instead of fresh one */
 };
 
 void vm_config_fields(struct vm_config *c, struct sbuf *s);
@@ -106,6 +109,9 @@ int vm_create(struct vm **out, const struct vm_config *cfg, const struct cpuid *
 
 /* Stops the vCPU threads, destroys devices in reverse order, frees all. NULL is allowed. */
 void vm_destroy(struct vm *vm);
+
+/* The same, but its RAM is moved to *ram. */
+void vm_destroy_but_ram(struct vm *vm, struct ram *ram);
 
 /* Allocates a device of ops->size, inits and resets it, appends it to the list. */
 int vm_add_device(struct vm *vm, const struct device_ops *ops, uint32_t instance,
