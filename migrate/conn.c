@@ -422,16 +422,24 @@ int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err)
 
 	if (ret)
 		return ret;
-	if (memcmp(p.magic, WIRE_MAGIC, sizeof(p.magic)) != 0 || p.zero)
+	c->received -= sizeof(p);
+	return conn_take_prelude(c, &p, session, err);
+}
+
+int conn_take_prelude(struct conn *c, const struct wire_prelude *p, uint64_t *session,
+		      struct errmsg *err)
+{
+	c->received += sizeof(*p);
+	if (memcmp(p->magic, WIRE_MAGIC, sizeof(p->magic)) != 0 || p->zero)
 		return errmsg_set(err, -EPROTO, "the %s does not speak godwit's migration protocol",
 				  c->peer);
-	*session = p.session;
-	if (p.version < WIRE_MIN_VERSION || p.min_version > WIRE_VERSION)
+	*session = p->session;
+	if (p->version < WIRE_MIN_VERSION || p->min_version > WIRE_VERSION)
 		return errmsg_set(err, -EPROTONOSUPPORT,
 				  "the %s speaks migration protocol %u (down to %u), this godwit "
 				  "%u (down to %u): use "
 				  "versions that have one in common",
-				  c->peer, p.version, p.min_version, WIRE_VERSION,
+				  c->peer, p->version, p->min_version, WIRE_VERSION,
 				  WIRE_MIN_VERSION);
 	return 0;
 }

@@ -158,6 +158,10 @@ int conn_expect(struct conn *c, enum wire_type type, void *payload, uint32_t cap
 int conn_send_prelude(struct conn *c, uint64_t session, struct errmsg *err);
 int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err);
 
+/* The same of one that has been received elsewhere, as this connection's first bytes. */
+int conn_take_prelude(struct conn *c, const struct wire_prelude *p, uint64_t *session,
+		      struct errmsg *err);
+
 /* Tells the peer why this side gives up and lets it read that before the socket closes. */
 void conn_fail(struct conn *c, enum wire_type type, const char *text);
 

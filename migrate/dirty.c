@@ -62,7 +62,7 @@ static int begin_ring(struct dirty *d, struct errmsg *err)
 	return ret ? errmsg_set(err, ret, "KVM_RESET_DIRTY_RINGS: %s", strerror(-ret)) : 0;
 }
 
-static void set_all(struct dirty *d)
+void dirty_mark_all(struct dirty *d)
 {
 	memset(d->bitmap, 0xff, d->n_words * 8);
 	if (d->vm->ram.npages % 64)
@@ -91,7 +91,7 @@ int dirty_start(struct dirty *d, struct vm *vm, struct errmsg *err)
 		goto fail;
 	}
 	/* The first collection adds to this: a page that nobody writes from now on is sent too. */
-	set_all(d);
+	dirty_mark_all(d);
 	return 0;
 fail:
 	dirty_stop(d);
@@ -152,7 +152,7 @@ static int collect_ring(struct dirty *d, struct errmsg *err)
 		ret = set_logging(d->vm, true);
 	if (ret)
 		return errmsg_set(err, ret, "starting the dirty log again: %s", strerror(-ret));
-	set_all(d);
+	dirty_mark_all(d);
 	return 0;
 }
 

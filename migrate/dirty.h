@@ -38,6 +38,9 @@ int dirty_start(struct dirty *d, struct vm *vm, struct errmsg *err);
 /* Stops logging and frees; fine on one that never started. */
 void dirty_stop(struct dirty *d);
 
+/* Every page counts as dirty: the destination holds none of them. */
+void dirty_mark_all(struct dirty *d);
+
 /* Adds what was written since it was last cleared; *pages counts the bitmap. */
 int dirty_collect(struct dirty *d, uint64_t *pages, struct errmsg *err);
 

@@ -41,10 +41,11 @@ static void options_fields(struct hello *h, struct sbuf *s)
 	sb_u64(s, &h->ram_used);
 	sb_u8(s, &h->verify);
 	sb_u32_range(s, &h->connections, 1, MIGRATE_CONNECTIONS_MAX);
+	sb_u32(s, &h->rounds);
 }
 
-int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_seed, struct sbuf *s,
-	       struct errmsg *err)
+int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_seed,
+	       uint32_t rounds, struct sbuf *s, struct errmsg *err)
 {
 	struct hello *h = calloc(1, sizeof(*h));
 	size_t mark;
@@ -56,6 +57,7 @@ int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_s
 	h->ram_used = ram_used(&vm->ram);
 	h->verify = (uint8_t)opt->verify;
 	h->connections = MAX(opt->connections, 1U);
+	h->rounds = rounds;
 
 	mark = sb_section_open(s, "config", 0, HELLO_VERSION, 0);
 	vm_config_fields(&vm->cfg, s);

@@ -19,6 +19,7 @@ struct hello {
 	uint64_t ram_used;    /* bytes that the destination will need memory for */
 	uint8_t verify;	      /* enum migrate_verify */
 	uint32_t connections; /* of this move, 1 and more */
+	uint32_t rounds;      /* begun so far, on connections that broke */
 	uint32_t n_msrs;      /* see vcpu_msrs_in_use() */
 	uint32_t msr[VCPU_MSRS_MAX];
 	const uint8_t *devices; /* of a loaded one: the device list, for state_device_list() */
@@ -26,8 +27,8 @@ struct hello {
 };
 
 /* The source's HELLO. -errno with the cause in err. */
-int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_seed, struct sbuf *s,
-	       struct errmsg *err);
+int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_seed,
+	       uint32_t rounds, struct sbuf *s, struct errmsg *err);
 
 /*
  * Parses one; h->devices points into data. -EPROTO, or -ENOTSUP for a section that this godwit

@@ -44,6 +44,15 @@ void hashes_free(struct hashes *h)
 	*h = (struct hashes){0};
 }
 
+void hashes_clear(struct hashes *h)
+{
+	for (uint64_t i = 0; i < h->npages; i++) {
+		/* Where there was nothing no memory is taken for saying so. */
+		if (!hash_equal(&h->table[i], &h->zero))
+			hashes_set(h, i, h->zero);
+	}
+}
+
 struct page_hash hash_page(const struct hashes *h, const void *page)
 {
 	uint64_t x[2];
@@ -105,6 +114,35 @@ struct page_hash *hashes_proof(struct hashes *h, const void *state, size_t state
 uint64_t hashes_proof_len(const struct hashes *h)
 {
 	return (hashes_n_chunks(h) + 1) * sizeof(struct page_hash);
+}
+
+int hashes_from_ram(struct hashes *h, const struct ram *ram, int (*tick)(void *arg), void *arg)
+{
+	uint64_t first = 0, n, hashed = 0;
+	int ret;
+
+	hashes_clear(h);
+	for (; ram_next_populated(ram, &first, &n); first += n) {
+		for (uint64_t i = first; i < first + n; i++) {
+			struct page_hash now = hash_page(h, ram_page(ram, i));
+
+			if (!hash_equal(&now, &h->table[i]))
+				hashes_set(h, i, now);
+			ret = tick && hashed++ % TICK_PAGES == 0 ? tick(arg) : 0;
+			if (ret)
+				return ret;
+		}
+	}
+	return 0;
+}
+
+uint64_t hashes_count_held(const struct hashes *h)
+{
+	uint64_t n = 0;
+
+	for (uint64_t i = 0; i < h->npages; i++)
+		n += !hash_equal(&h->table[i], &h->zero);
+	return n;
 }
 
 /* Pages [first, end) must be hashed as zeros: nothing was ever stored there. */

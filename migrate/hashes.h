@@ -51,6 +51,9 @@ static inline bool hash_equal(const struct page_hash *a, const struct page_hash 
 int hashes_init(struct hashes *h, uint64_t npages, uint64_t seed);
 void hashes_free(struct hashes *h);
 
+/* All pages zero again. */
+void hashes_clear(struct hashes *h);
+
 /* One entry of the table. Any thread, if each page has only one at a time. */
 static inline void hashes_set(struct hashes *h, uint64_t index, struct page_hash hash)
 {
@@ -76,6 +79,15 @@ void hashes_refresh(struct hashes *h);
  */
 struct page_hash *hashes_proof(struct hashes *h, const void *state, size_t state_len, size_t *n,
 			       struct page_hash *root);
+
+/*
+ * Makes the table tell what RAM holds now, of a machine that does not run. tick as below; -errno
+ * only from it.
+ */
+int hashes_from_ram(struct hashes *h, const struct ram *ram, int (*tick)(void *arg), void *arg);
+
+/* How many pages are not zero, by the table. */
+uint64_t hashes_count_held(const struct hashes *h);
 
 /* Bytes of a proof. */
 uint64_t hashes_proof_len(const struct hashes *h);

@@ -7,8 +7,6 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#include "uri.h"
-
 static int end_round(struct lane *w, const struct wire_frame *f)
 {
 	struct lanes *l = w->all;
@@ -66,17 +64,17 @@ static void *run_lane(void *arg)
 }
 
 /* Whoever has connected: 1 when it belongs to us, 0 when it was turned away. */
-static int take_one(struct conn *c, int fd, int cancel_fd, uint64_t session, uint64_t deadline,
-		    struct errmsg *err)
+static int take_one(struct conn *c, const struct arrival *a, int cancel_fd, uint64_t session,
+		    uint64_t deadline, struct errmsg *err)
 {
 	struct errmsg why = {0};
 	uint64_t theirs = 0;
-	int ret = conn_init(c, fd, cancel_fd, "source", err);
+	int ret = conn_init(c, a->fd, cancel_fd, "source", err);
 
 	if (ret)
 		return ret;
 	c->deadline_ns = MIN(deadline, now_ns() + CONN_PRELUDE_LIMIT);
-	ret = conn_recv_prelude(c, &theirs, &why);
+	ret = conn_take_prelude(c, &a->prelude, &theirs, &why);
 	if (ret == 0 && theirs == session)
 		ret = conn_send_prelude(c, session, &why);
 	else if (ret == 0)
@@ -122,24 +120,27 @@ static int init_lanes(struct lanes *l, unsigned n, int main_fd)
 	return 0;
 }
 
-int lanes_open(struct lanes *l, unsigned n, int listen_fd, int cancel_fd, uint64_t session,
-	       int main_fd, const struct store *like, struct errmsg *err)
+int lanes_open(struct lanes *l, unsigned n, struct door *door, int cancel_fd, uint64_t session,
+	       uint32_t rounds, int main_fd, const struct store *like, struct errmsg *err)
 {
 	uint64_t deadline = now_ns() + CONN_OPEN_LIMIT;
+	struct errmsg why = {0};
 	int ret = init_lanes(l, n, main_fd);
 
+	l->released = rounds;
 	if (ret)
 		return errmsg_set(err, ret, "no memory for %u connections", n);
 	while (l->n < n) {
 		struct lane *w = &l->lane[l->n];
-		int fd = uri_accept(listen_fd, cancel_fd, deadline, err);
+		struct arrival a;
 
-		if (fd == -ETIMEDOUT)
-			return errmsg_set(err, fd, "only %u of the source's %u connections came",
+		ret = door_wait(door, deadline, cancel_fd, &a, &why);
+		if (ret == -ETIMEDOUT)
+			return errmsg_set(err, ret, "only %u of the source's %u connections came",
 					  l->n + 1, n + 1);
-		if (fd < 0)
-			return fd;
-		ret = take_one(&w->conn, fd, cancel_fd, session, deadline, err);
+		if (ret)
+			return errmsg_set(err, ret, "%s", why.text);
+		ret = take_one(&w->conn, &a, cancel_fd, session, deadline, err);
 		if (ret < 0)
 			return ret;
 		if (ret == 0)

@@ -10,6 +10,7 @@
 #include <pthread.h>
 
 #include "conn.h"
+#include "door.h"
 #include "store.h"
 
 struct lanes;
@@ -37,12 +38,12 @@ struct lanes {
 };
 
 /*
- * Waits until n connections have joined the session at listen_fd, and starts to store what comes on
- * them. Others that connect are turned away. -ETIMEDOUT, -ECANCELED, -errno with the cause in err;
- * lanes_close() is due in any case.
+ * Waits until n connections of the session have come in by the door and joined, and starts to store
+ * what comes on them; rounds: that are over. Others that come are turned away. -ETIMEDOUT,
+ * -ECANCELED, -errno with the cause in err; lanes_close() is due in any case.
  */
-int lanes_open(struct lanes *l, unsigned n, int listen_fd, int cancel_fd, uint64_t session,
-	       int main_fd, const struct store *like, struct errmsg *err);
+int lanes_open(struct lanes *l, unsigned n, struct door *door, int cancel_fd, uint64_t session,
+	       uint32_t rounds, int main_fd, const struct store *like, struct errmsg *err);
 
 /* Waits for the end of the round on all of them, then lets them go on. The first failure's -errno,
  * -ETIMEDOUT when nothing comes any more. */

@@ -25,6 +25,10 @@ const char *migrate_phase_name(enum migrate_phase p)
 		return "ready";
 	case MIGRATE_COMMIT:
 		return "commit";
+	case MIGRATE_RECONNECTING:
+		return "reconnecting";
+	case MIGRATE_KEEPING:
+		return "keeping";
 	case MIGRATE_DONE:
 		return "done";
 	}

@@ -32,6 +32,7 @@
 #define MIGRATE_CONNECTIONS_MAX 32U
 #define MIGRATE_DOWNTIME_DEFAULT (50 * NS_PER_MS)
 #define MIGRATE_TIMEOUT_DEFAULT (3600 * NS_PER_SEC)
+#define MIGRATE_KEEP_DEFAULT (600 * NS_PER_SEC) /* of either side, when a connection breaks */
 
 enum migrate_verify {
 	MIGRATE_VERIFY_STREAM, /* the destination's hashes of what it stored against the source's
@@ -57,8 +58,10 @@ enum migrate_phase {
 	MIGRATE_HANDSHAKE,
 	MIGRATE_PRECOPY,
 	MIGRATE_STOPCOPY,
-	MIGRATE_READY,	/* destination: waits for COMMIT; source: about to send it */
-	MIGRATE_COMMIT, /* source: COMMIT sent, no answer yet */
+	MIGRATE_READY,	      /* destination: waits for COMMIT; source: about to send it */
+	MIGRATE_COMMIT,	      /* source: COMMIT sent, no answer yet */
+	MIGRATE_RECONNECTING, /* source: the connection broke, the guest runs on */
+	MIGRATE_KEEPING,      /* destination: the same, what has come is kept */
 	MIGRATE_DONE,
 };
 const char *migrate_phase_name(enum migrate_phase p);
@@ -111,7 +114,10 @@ struct migrate_stats {
 	enum migrate_verify verify;
 	uint64_t rtt_ns;
 	uint32_t connections;
-	uint64_t cpu_ns;	       /* that this side's threads of the migration have used */
+	uint32_t reconnects; /* how often they broke and were made anew (destination: or may be) */
+	uint64_t held_pages; /* that the destination had when the latest were made */
+	uint64_t failed_pause_ns; /* source: the guest stood for a handover that was broken off */
+	uint64_t cpu_ns;	  /* that this side's threads of the migration have used */
 	uint64_t estimate_downtime_ns; /* what the source expected when it paused */
 	/*
 	 * Downtime in parts (source): pausing, saving the state, sending the last pages and the
@@ -127,7 +133,10 @@ struct migrate_options {
 	enum migrate_verify verify;
 	unsigned connections; /* 1 to MIGRATE_CONNECTIONS_MAX; 0: as the host has CPUs for */
 	enum migrate_compress compress;
-	int compress_level; /* 1 to MIGRATE_LEVEL_MAX, of MIGRATE_COMPRESS_ZSTD */
+	int compress_level;	 /* 1 to MIGRATE_LEVEL_MAX, of MIGRATE_COMPRESS_ZSTD */
+	uint64_t reconnect_ns;	 /* try for so long to reach a destination again; 0: not at all */
+	char leave[VM_PATH_MAX]; /* path where RAM is left behind once the guest has gone; "": none
+				  */
 };
 
 struct migration;
@@ -160,6 +169,9 @@ struct receive_options {
 	uint32_t want_vcpus; /* 0, or refuse another number */
 	char cpu_mask[256];  /* features that this host shall be taken not to have; see cpuid_host()
 			      */
+	uint64_t keep_ns; /* when the connection breaks, wait so long for the source to come back */
+	char base[VM_PATH_MAX]; /* path of an older image of the guest's RAM (ram_image.h); "": none
+				 */
 	/*
 	 * Builds the machine out of the source's description once it has been checked; the VM has
 	 * VM_PAUSE_START set. May change cfg (name). Runs on the loop's thread.
@@ -179,9 +191,9 @@ int receive_listen(struct receiver **out, const struct receive_options *opt,
 		   char uri_out[MIGRATE_URI_MAX], struct errmsg *err);
 
 /*
- * Accepts one source and takes its guest in; done(arg) runs on the loop's thread. On
- * MIGRATE_COMPLETED the guest runs already. Otherwise it has never run and receive_vm()'s machine
- * must be destroyed by the owner.
+ * Accepts one source, and, when its connection breaks, the same guest's again, and takes it in;
+ * done(arg) runs on the loop's thread. On MIGRATE_COMPLETED the guest runs already. Otherwise it
+ * has never run and receive_vm()'s machine must be destroyed by the owner.
  */
 int receive_start(struct receiver *r, struct loop *loop, void (*done)(void *arg), void *arg,
 		  struct errmsg *err);

@@ -234,7 +234,10 @@ static int send_range(struct page_path *p, uint64_t word, uint64_t n, struct err
 	}
 	for (uint64_t i = lo; i < hi && ret == 0; i++)
 		ret = send_holes(p, word + i, bitmap[i] & holes[i], p->total.sent == sent, err);
-	memset(bitmap, 0, n * sizeof(*bitmap));
+	/* What was cleared and not sent is still due, on a connection that takes this one's place.
+	 */
+	if (ret == 0)
+		memset(bitmap, 0, n * sizeof(*bitmap));
 	return ret;
 }
 

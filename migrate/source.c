@@ -6,25 +6,25 @@
  * cause in m->err, and what has been done is undone in reverse by run_source():
  *
  *	step			undone by
- *	connect, handshake	closing the connection (the destination destroys its machine)
+ *	connect, handshake	closing the connection (the destination destroys its machine, or
+ *				keeps what has come for another connection)
  *	dirty log on		dirty_stop()
  *	vm_pause_within()	vm_resume(); itself, when a vCPU does not stop in time
  *	vm_quiesce_devices()	vm_resume_devices()
  *	vm_release_devices()	vm_acquire_devices()
  *	COMMIT			nothing: the point of no return, see source_handover.c
  *
- * This file begins and ends it; rounds are in source_rounds.c, the pause and what follows in
- * source_handover.c.
+ * This file begins and ends it; connections are in source_connect.c, rounds in source_rounds.c, the
+ * pause and what follows in source_handover.c.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/random.h>
 #include <unistd.h>
 
-#include "handshake.h"
+#include "../vmm/ram_image.h"
 #include "source_parts.h"
 #include "uri.h"
 
@@ -39,9 +39,10 @@ void source_set_phase(struct migration *m, enum migrate_phase phase)
 /* What all connections have sent so far: bytes, and pages. */
 uint64_t source_sum_up(const struct migration *m, struct page_counts *pages)
 {
-	uint64_t bytes = m->conn.sent;
+	uint64_t bytes = m->past_bytes + m->conn.sent;
 
 	*pages = (struct page_counts){0};
+	page_counts_add(pages, &m->past);
 	page_counts_add(pages, &m->path.total);
 	senders_add(&m->senders, &bytes, pages);
 	return bytes;
@@ -100,71 +101,20 @@ int source_check_stop(struct migration *m, struct errmsg *err)
 	return 0;
 }
 
-static int connect_to(struct migration *m)
+/* For the guest's way back: who receives it then is offered what it will find here. */
+static void leave_ram(struct migration *m)
 {
-	int fd;
+	struct errmsg err = {0};
 
-	source_set_phase(m, MIGRATE_CONNECTING);
-	fd = uri_connect(m->opt.uri, m->cancel_fd, CONN_OPEN_LIMIT, &m->err);
-	if (fd < 0)
-		return fd;
-	return conn_init(&m->conn, fd, m->cancel_fd, "destination", &m->err);
+	if (!m->opt.leave[0])
+		return;
+	if (ram_image_save(&m->vm->ram, m->opt.leave, &err))
+		log_warn("the guest has moved, but its memory could not be left behind: %s",
+			 err.text);
+	else
+		log_info("the guest's memory, as it left, is in %s", m->opt.leave);
 }
 
-/* The destination's answer to HELLO. */
-static int read_verdict(struct migration *m)
-{
-	char text[WIRE_TEXT_MAX + 1];
-	struct wire_frame f;
-	int ret = conn_recv_header(&m->conn, &f, &m->err);
-
-	if (ret)
-		return ret;
-	if (f.type != WIRE_HELLO_OK && f.type != WIRE_REFUSE)
-		return errmsg_set(&m->err, -EPROTO, "the destination answers HELLO with %s",
-				  wire_type_name(f.type));
-	ret = conn_recv(&m->conn, text, f.length, &m->err);
-	if (ret == 0)
-		ret = conn_verify(&m->conn, &f, text, f.length, &m->err);
-	if (ret)
-		return ret;
-	conn_clean_text(text, f.length);
-	if (f.type == WIRE_REFUSE)
-		return errmsg_set(&m->err, -ECONNABORTED, "the destination refuses: %s", text);
-	return 0;
-}
-
-static int handshake(struct migration *m)
-{
-	uint64_t random[2], session;
-	struct sbuf hello;
-	int ret;
-
-	source_set_phase(m, MIGRATE_HANDSHAKE);
-	if (getrandom(random, sizeof(random), 0) != sizeof(random))
-		return errmsg_set(&m->err, -EIO, "no random numbers: %s", strerror(errno));
-	ret = conn_send_prelude(&m->conn, random[0], &m->err);
-	if (ret == 0)
-		ret = conn_recv_prelude(&m->conn, &session, &m->err);
-	if (ret)
-		return ret;
-	m->session = session;
-	if (session != random[0])
-		return errmsg_set(&m->err, -EPROTO, "the destination answers another migration");
-	ret = hashes_init(&m->hashes, m->vm->ram.npages, random[1]);
-	if (ret)
-		return errmsg_set(&m->err, ret, "no memory for the table of page hashes");
-
-	sb_init_save(&hello);
-	ret = hello_save(m->vm, &m->opt, random[1], &hello, &m->err);
-	if (ret == 0)
-		ret = conn_send(&m->conn, WIRE_HELLO, hello.data, (uint32_t)hello.len, NULL,
-				&m->err);
-	sb_free(&hello);
-	if (ret == 0)
-		ret = read_verdict(m);
-	return ret;
-}
 static void *run_source(void *arg)
 {
 	struct migration *m = arg;
@@ -174,13 +124,15 @@ static void *run_source(void *arg)
 	int ret;
 
 	m->conn.fd = -1;
-	ret = connect_to(m);
-	if (ret == 0)
-		ret = handshake(m);
-	if (ret == 0)
+	ret = source_connect(m);
+	while (ret == 0) {
 		ret = source_precopy(m);
-	if (ret == 0)
-		ret = source_stop_and_copy(m, &quiesced);
+		if (ret == 0)
+			ret = source_stop_and_copy(m, &quiesced);
+		if (ret == 0 || !source_may_reconnect(m, ret))
+			break;
+		ret = source_reconnect(m, &quiesced);
+	}
 	status = source_settle(m, ret, quiesced);
 
 	if (ret && m->conn.fd >= 0 && status != MIGRATE_UNCERTAIN)
@@ -196,7 +148,7 @@ static void *run_source(void *arg)
 
 	pthread_mutex_lock(&m->lock);
 	m->stats.total_ns = now_ns() - m->start_ns;
-	m->stats.cpu_ns = cpu + thread_cpu_ns();
+	m->stats.cpu_ns = m->past_cpu_ns + cpu + thread_cpu_ns();
 	if (m->pause_start)
 		m->stats.downtime_ns = m->stats.pause_ns + m->stats.last_pages_ns +
 				       m->stats.state_ns + m->stats.proof_ns + m->stats.commit_ns;
@@ -204,12 +156,17 @@ static void *run_source(void *arg)
 		m->stats.verified_pages = m->vm->ram.npages;
 	m->stats.error = m->err;
 	m->stats.status = status;
-	m->stats.phase = MIGRATE_DONE;
 	pthread_mutex_unlock(&m->lock);
 
 	if (m->conn.fd >= 0)
 		conn_close(&m->conn);
 	hashes_free(&m->hashes);
+	free(m->held);
+	if (status == MIGRATE_COMPLETED)
+		leave_ram(m);
+	pthread_mutex_lock(&m->lock);
+	m->stats.phase = MIGRATE_DONE;
+	pthread_mutex_unlock(&m->lock);
 	loop_post(m->loop, &m->done_task);
 	return NULL;
 }

@@ -182,11 +182,13 @@ int source_stop_and_copy(struct migration *m, bool *quiesced)
 	if (ret) {
 		/* Those that did stop have stood that long. */
 		set_part(m, &st->pause_ns, &at);
+		m->own_fault = true;
 		return ret;
 	}
 	if (vm_get_end(m->vm) != VM_END_NONE)
 		return errmsg_set(&m->err, -ESHUTDOWN, "the guest ended during the migration");
 	ret = vm_quiesce_devices(m->vm, QUIESCE_LIMIT, &m->err);
+	m->own_fault = ret != 0;
 	if (ret)
 		return ret;
 	*quiesced = true;

@@ -40,9 +40,13 @@ struct migration {
 	struct page_path path; /* of the first connection, which is the coordinator's */
 	struct page_work work;
 	struct senders senders; /* the other connections */
-	uint64_t session;
+	uint64_t session, seed; /* the same on each connection that takes a broken one's place */
+	struct page_hash *held; /* digests of what the destination holds, or NULL: nothing */
 	struct errmsg err;
 	uint64_t start_ns, deadline_ns;
+	uint64_t past_bytes; /* of connections that broke, as are: */
+	uint64_t past_cpu_ns;
+	struct page_counts past;
 	uint64_t round_start_ns, round_start_sent, round_start_cpu, round_pages;
 	uint64_t collect_ns; /* what finding the round's pages took */
 	struct page_counts round_start_counts;
@@ -52,6 +56,7 @@ struct migration {
 	uint64_t pause_start;
 	bool released; /* disks' locks and the like are free for the destination */
 	bool uncertain;
+	bool own_fault; /* what failed is not the connection's */
 };
 
 /* ---- source.c ---- */
@@ -67,10 +72,23 @@ void source_publish(struct migration *m);
 /* Reasons to stop that do not come from the connection: -ESHUTDOWN, -ETIME with the cause. */
 int source_check_stop(struct migration *m, struct errmsg *err);
 
+/* ---- source_connect.c: 0, or -errno with the cause in m->err, as the following ---- */
+
+/* Connects and shakes hands. */
+int source_connect(struct migration *m);
+
+/* After ret: has only the connection failed, so that another may take its place? */
+bool source_may_reconnect(struct migration *m, int ret);
+
+/* Lets the guest run on, drops what is left of the connection, and tries to get another. */
+int source_reconnect(struct migration *m, bool *quiesced);
+
+/* Makes table and bitmap agree with what the destination holds. After dirty tracking has begun. */
+int source_take_stock(struct migration *m);
+
 /* ---- source_rounds.c ---- */
 
-/* From the start of dirty tracking until what is left fits the pause. 0, or -errno with the cause
- * in m->err, as the following. */
+/* From the start of dirty tracking until what is left fits the pause. */
 int source_precopy(struct migration *m);
 
 /* The pages of the next round. */

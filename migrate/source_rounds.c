@@ -195,7 +195,8 @@ int source_precopy(struct migration *m)
 	int ret;
 
 	source_set_phase(m, MIGRATE_PRECOPY);
-	ret = dirty_start(&m->dirty, m->vm, &m->err);
+	/* Tracking goes on from one connection to the next. */
+	ret = m->dirty.bitmap ? 0 : dirty_start(&m->dirty, m->vm, &m->err);
 	if (ret)
 		return ret;
 	m->path = (struct page_path){
@@ -213,6 +214,8 @@ int source_precopy(struct migration *m)
 			   m->session, &m->path, &m->err);
 	if (ret == 0)
 		ret = measure_clocks(m);
+	if (ret == 0)
+		ret = source_take_stock(m);
 	if (ret == 0)
 		ret = source_collect(m, &pages);
 	while (ret == 0) {

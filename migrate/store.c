@@ -210,6 +210,18 @@ static int take(struct store *s, const struct wire_desc *d, struct errmsg *err)
 	}
 }
 
+/* Nobody knows how far contents have got into the pages: the table tells what is in them now. */
+static void take_what_came(struct store *s, const struct batch *b)
+{
+	for (uint32_t i = 0; i < b->head.n_descs; i++) {
+		const struct wire_desc *d = &b->desc[i];
+
+		if (d->kind == WIRE_PAGE_DATA || d->kind == WIRE_PAGE_DELTA)
+			hashes_set(s->hashes, d->index,
+				   hash_page(s->hashes, ram_page(s->ram, d->index)));
+	}
+}
+
 int store_batch(struct store *s, struct conn *c, const struct wire_frame *f, struct errmsg *err)
 {
 	struct batch b;
@@ -217,10 +229,13 @@ int store_batch(struct store *s, struct conn *c, const struct wire_frame *f, str
 
 	if (ret == 0)
 		ret = check_memory(s, err);
-	if (ret == 0)
-		ret = receive_contents(s, c, &b, err);
+	if (ret)
+		return ret;
+	ret = receive_contents(s, c, &b, err);
 	for (uint32_t i = 0; i < b.head.n_descs && ret == 0; i++)
 		ret = take(s, &b.desc[i], err);
+	if (ret)
+		take_what_came(s, &b);
 	return ret;
 }
 

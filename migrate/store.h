@@ -29,7 +29,8 @@ struct store {
 };
 
 /*
- * Receives the payload of a PAGES frame whose header has been read, and stores it. -EPROTO
+ * Receives the payload of a PAGES frame whose header has been read, and stores it. Also where that
+ * fails, the table tells what RAM holds: another connection may go on from there. -EPROTO
  * (malformed), -EBADMSG (damaged on its way), -ENOMEM (the host's memory runs out), or as
  * conn_recv(), with the cause in err.
  */

@@ -12,7 +12,7 @@ static const struct {
 	uint32_t max;
 } types[WIRE_N_TYPES] = {
 	[WIRE_HELLO] = {"HELLO", 64 * 1024},
-	[WIRE_HELLO_OK] = {"HELLO_OK", 0},
+	[WIRE_HELLO_OK] = {"HELLO_OK", sizeof(struct wire_hello_ok)},
 	[WIRE_REFUSE] = {"REFUSE", WIRE_TEXT_MAX},
 	[WIRE_PING] = {"PING", 8},
 	[WIRE_PONG] = {"PONG", 16},
@@ -32,6 +32,10 @@ static const struct {
 	[WIRE_JOIN] = {"JOIN", 0},
 	[WIRE_ASK] = {"ASK", WIRE_ASK_PAGES * sizeof(uint64_t)},
 	[WIRE_HAVE] = {"HAVE", WIRE_ASK_PAGES * sizeof(struct delta_hashes)},
+	[WIRE_HELD] = {"HELD", 512U * 1024 * 1024},
+	[WIRE_WANT] = {"WANT", WIRE_WANT_CHUNKS * sizeof(uint32_t)},
+	[WIRE_TABLE] = {"TABLE",
+			sizeof(struct wire_table) + HASHES_CHUNK * sizeof(struct page_hash)},
 };
 
 const char *wire_type_name(unsigned type)

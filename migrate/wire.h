@@ -23,8 +23,10 @@
  * Frames, in the order of a move (S source, D destination):
  *
  *	S HELLO      sections: config, cpuid, options, msrs, devices
- *	D HELLO_OK   empty: the machine is built; or D REFUSE text: nothing has been paused
+ *	D HELLO_OK   the machine is built; or D REFUSE text: nothing has been paused
+ *	D HELD       digests of its table, if it holds something from before (held.h)
  *	S JOIN       empty: first on each other connection, after its prelude
+ *	S WANT       chunks             D TABLE of each: hashes of the pages that it holds there
  *	S PING t     D PONG t, its own clock        (several: round trip and clock offset)
  *	S PAGES      pages of a round
  *	S ASK        pages              D HAVE hashes of what it holds of them (delta.h)
@@ -49,9 +51,10 @@
 #define WIRE_MIN_VERSION 1U	     /* the oldest peer that this code can talk to */
 #define WIRE_FRAME_MAGIC 0x54574447U /* "GDWT" */
 
-#define WIRE_BATCH_DESCS 128U /* descriptors of one PAGES frame at most */
-#define WIRE_BATCH_PAGES 64U  /* contents of one PAGES frame at most, in pages */
-#define WIRE_ASK_PAGES 1024U  /* of one ASK frame at most */
+#define WIRE_BATCH_DESCS 128U  /* descriptors of one PAGES frame at most */
+#define WIRE_BATCH_PAGES 64U   /* contents of one PAGES frame at most, in pages */
+#define WIRE_ASK_PAGES 1024U   /* of one ASK frame at most */
+#define WIRE_WANT_CHUNKS 1024U /* of one WANT frame at most */
 #define WIRE_TEXT_MAX 512U
 
 struct wire_prelude {
@@ -93,7 +96,21 @@ enum wire_type {
 	WIRE_JOIN,
 	WIRE_ASK,
 	WIRE_HAVE,
+	WIRE_HELD,
+	WIRE_WANT,
+	WIRE_TABLE,
 	WIRE_N_TYPES,
+};
+
+/* HELLO_OK payload. */
+struct wire_hello_ok {
+	uint64_t held; /* 0: all pages are zero; else a HELD frame follows */
+};
+
+/* Head of a TABLE frame. */
+struct wire_table {
+	uint32_t chunk;
+	uint32_t n; /* hashes that follow: of all the chunk's pages, or 0 if all are zero */
 };
 
 /* "HELLO", ...; "?" for a number that is none. */

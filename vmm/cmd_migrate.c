@@ -228,22 +228,31 @@ static int follow(struct view *v, struct ctl_conn *conn, int signal_fd, bool jso
 }
 
 /* A relative path means this process's folder, not that of the guest's process. */
-static int absolute_uri(const char *uri, char out[MIGRATE_URI_MAX], struct errmsg *err)
+static int absolute_path(const char *path, const char *before, char *out, int size,
+			 struct errmsg *err)
 {
 	AUTO_FREE char *cwd = NULL;
 	int n;
 
-	if (strncmp(uri, "unix:", 5) != 0 || uri[5] == '/') {
-		n = snprintf(out, MIGRATE_URI_MAX, "%s", uri);
+	if (path[0] == '/') {
+		n = snprintf(out, (size_t)size, "%s%s", before, path);
 	} else {
 		cwd = getcwd(NULL, 0);
 		if (!cwd)
 			return errmsg_set(err, -errno, "current folder: %s", strerror(errno));
-		n = snprintf(out, MIGRATE_URI_MAX, "unix:%s/%s", cwd, uri + 5);
+		n = snprintf(out, (size_t)size, "%s%s/%s", before, cwd, path);
 	}
-	if (n >= MIGRATE_URI_MAX)
-		return errmsg_set(err, -ENAMETOOLONG, "URI is longer than %d bytes",
-				  MIGRATE_URI_MAX - 1);
+	if (n >= size)
+		return errmsg_set(err, -ENAMETOOLONG, "%s is longer than %d bytes",
+				  before[0] ? "URI" : "path", size - 1);
+	return 0;
+}
+
+static int absolute_uri(const char *uri, char out[MIGRATE_URI_MAX], struct errmsg *err)
+{
+	if (strncmp(uri, "unix:", 5) == 0)
+		return absolute_path(uri + 5, "unix:", out, MIGRATE_URI_MAX, err);
+	snprintf(out, MIGRATE_URI_MAX, "%s", uri);
 	return 0;
 }
 
@@ -259,6 +268,9 @@ static json_t *make_request(const struct config *cfg, const char *uri)
 		json_object_set_new(r, "connections", json_integer(cfg->connections));
 	if (cfg->compress[0])
 		json_object_set_new(r, "compress", json_string(cfg->compress));
+	json_object_set_new(r, "reconnect_ms", report_ms(cfg->reconnect_ns));
+	if (cfg->leave[0])
+		json_object_set_new(r, "leave", report_text(cfg->leave));
 	return r;
 }
 
@@ -293,6 +305,15 @@ int cmd_migrate(int argc, char **argv)
 	if (config_check_uri(cfg.args[1], &err) || absolute_uri(cfg.args[1], uri, &err)) {
 		log_error("migrate: %s (see 'godwit migrate --help')", err.text);
 		return EXIT_USAGE;
+	}
+	if (cfg.leave[0]) {
+		char leave[VM_PATH_MAX];
+
+		if (absolute_path(cfg.leave, "", leave, sizeof(leave), &err)) {
+			log_error("migrate: --leave: %s", err.text);
+			return EXIT_USAGE;
+		}
+		memcpy(cfg.leave, leave, sizeof(cfg.leave));
 	}
 	v = (struct view){
 		.name = cfg.args[0],

@@ -11,7 +11,11 @@
 
 static int start(const struct config *cfg, struct instance *in, struct errmsg *err)
 {
-	struct receive_options opt = {.want_ram = cfg->memory, .want_vcpus = cfg->cpus};
+	struct receive_options opt = {
+		.want_ram = cfg->memory,
+		.want_vcpus = cfg->cpus,
+		.keep_ns = cfg->keep_ns,
+	};
 	int ret;
 
 	in->cfg.dirty = cfg->dirty;
@@ -21,6 +25,8 @@ static int start(const struct config *cfg, struct instance *in, struct errmsg *e
 	snprintf(opt.uri, sizeof(opt.uri), "%s", cfg->args[0]);
 	_Static_assert(sizeof(opt.cpu_mask) == sizeof(cfg->cpu_mask), "the same text");
 	memcpy(opt.cpu_mask, cfg->cpu_mask, sizeof(opt.cpu_mask));
+	_Static_assert(sizeof(opt.base) == sizeof(cfg->base), "the same text");
+	memcpy(opt.base, cfg->base, sizeof(opt.base));
 
 	/* Without a name of our choosing the guest brings its own; it is claimed when it comes. */
 	if (cfg->name[0]) {

@@ -66,6 +66,10 @@ static const struct option_spec receive_options[] = {
 	{0, "console", "PATH", OPTION_CONSOLE, AT(devices), "path here of its second console"},
 	{0, "dirty", "HOW", OPTION_DIRTY, AT(dirty),
 	 "find what a guest writes as it moves by KVM's log or ring[:ENTRIES] (default: auto)"},
+	{0, "keep", "TIME", OPTION_DURATION_0, AT(keep_ns),
+	 "when the connection breaks, keep what has come for so long (default: 10m)"},
+	{0, "base", "PATH", OPTION_TEXT, AT(base),
+	 "an older image of the guest's memory, see migrate --leave: only what differs is sent"},
 	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "leave the guest paused once it is here"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report of the move on stdout"},
@@ -85,6 +89,10 @@ static const struct option_spec migrate_options[] = {
 	 "send over that many connections, 32 at most (default: as the CPUs allow, 1 to 4)"},
 	{0, "compress", "HOW", OPTION_COMPRESS, AT(compress),
 	 "auto: where the network is slow (default); off; zstd or zstd:LEVEL: always"},
+	{0, "reconnect", "TIME", OPTION_DURATION_0, AT(reconnect_ns),
+	 "when the connection breaks, try for so long to go on over another (default: 10m)"},
+	{0, "leave", "PATH", OPTION_TEXT, AT(leave),
+	 "leave an image of the guest's memory here, for its way back: see receive --base"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report as one line of JSON"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "a line per round on stderr"},
 	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "no progress, only errors on stderr"},
@@ -302,12 +310,13 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 		*(uint32_t *)dst = (uint32_t)v;
 		return 0;
 	case OPTION_DURATION:
+	case OPTION_DURATION_0:
 		/* Half the range, so that adding it to a point in time cannot overflow. */
 		if (parse_duration(value, dst) || *(uint64_t *)dst > INT64_MAX / 2)
 			return errmsg_set(err, -EINVAL,
 					  "'--%s': '%s' is not a time such as 50ms, 30s or 1h",
 					  o->name, value);
-		if (*(uint64_t *)dst == 0)
+		if (*(uint64_t *)dst == 0 && o->kind == OPTION_DURATION)
 			return errmsg_set(err, -EINVAL, "'--%s' must be more than 0", o->name);
 		return 0;
 	case OPTION_DISK:
@@ -432,6 +441,7 @@ int config_parse(const struct command *cmd, int argc, char **argv, struct config
 	memset(cfg, 0, sizeof(*cfg));
 	cfg->downtime_ns = MIGRATE_DOWNTIME_DEFAULT;
 	cfg->verify = MIGRATE_VERIFY_STREAM;
+	cfg->reconnect_ns = cfg->keep_ns = MIGRATE_KEEP_DEFAULT;
 	for (int i = 1; i < argc && ret == 0 && !cfg->help; i++) {
 		const char *word = argv[i];
 

@@ -43,6 +43,10 @@ struct config {
 	enum migrate_verify verify;
 	uint32_t connections; /* 0 when not given */
 	char compress[16];    /* "" when not given */
+	uint64_t reconnect_ns;
+	uint64_t keep_ns;
+	char leave[VM_PATH_MAX];
+	char base[VM_PATH_MAX];
 	bool force;
 
 	bool json;
@@ -61,6 +65,7 @@ enum option_kind {
 	OPTION_COUNT,	    /* uint32_t, at least 1 */
 	OPTION_CONNECTIONS, /* uint32_t, 1 to MIGRATE_CONNECTIONS_MAX */
 	OPTION_DURATION,    /* uint64_t nanoseconds */
+	OPTION_DURATION_0,  /* the same, 0 being one */
 	OPTION_VERIFY,	    /* enum migrate_verify */
 	OPTION_COMPRESS,    /* char[], as it is given */
 	OPTION_DIRTY,	    /* struct dirty_config */

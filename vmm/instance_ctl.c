@@ -384,14 +384,15 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 	struct instance *in = arg;
 	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT,
 				      .timeout_ns = MIGRATE_TIMEOUT_DEFAULT};
-	double downtime_ms = 0, timeout_ms = 0;
-	const char *cmd, *uri, *verify = "stream", *compress = "auto";
+	double downtime_ms = 0, timeout_ms = 0, reconnect_ms = 0;
+	const char *cmd, *uri, *verify = "stream", *compress = "auto", *leave = "";
 	json_int_t connections = 0;
 	struct errmsg err = {""};
 
-	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s!}", "cmd", &cmd, "uri", &uri,
-		    "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify", &verify,
-		    "connections", &connections, "compress", &compress))
+	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s,s?F,s?s!}", "cmd", &cmd, "uri",
+		    &uri, "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify", &verify,
+		    "connections", &connections, "compress", &compress, "reconnect_ms",
+		    &reconnect_ms, "leave", &leave))
 		return;
 	if (config_check_uri(uri, &err)) {
 		ctl_error(client, NULL, "%s", err.text);
@@ -402,6 +403,15 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 		ctl_error(client, NULL, "downtime_ms or timeout_ms is not a time");
 		return;
 	}
+	if (reconnect_ms != 0 && !to_ns(reconnect_ms, &opt.reconnect_ns)) {
+		ctl_error(client, NULL, "reconnect_ms is not a time");
+		return;
+	}
+	if (leave[0] && (leave[0] != '/' || strlen(leave) >= sizeof(opt.leave))) {
+		ctl_error(client, NULL, "leave is not an absolute path");
+		return;
+	}
+	memcpy(opt.leave, leave, strlen(leave) + 1);
 	if (strcmp(verify, "stream") != 0 && strcmp(verify, "full") != 0) {
 		ctl_error(client, NULL, "verify is neither \"stream\" nor \"full\"");
 		return;

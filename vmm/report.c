@@ -102,6 +102,9 @@ json_t *report_final(const struct migrate_stats *s)
 	json_object_set_new(j, "cpu_ms", report_ms(s->cpu_ns));
 	json_object_set_new(j, "per_round", report_rounds(s));
 	json_object_set_new(j, "zerocopy", report_zerocopy(s));
+	json_object_set_new(j, "reconnects", json_integer(s->reconnects));
+	json_object_set_new(j, "held_pages", json_integer(jint(s->held_pages)));
+	json_object_set_new(j, "failed_pause_ms", report_ms(s->failed_pause_ns));
 	json_object_set_new(j, "downtime_parts",
 			    json_pack("{s:o,s:o,s:o,s:o,s:o}", "pause_ms", report_ms(s->pause_ns),
 				      "last_pages_ms", report_ms(s->last_pages_ns), "state_ms",
@@ -122,6 +125,8 @@ json_t *report_received(const struct migrate_stats *s)
 			      jint(s->verified_pages), "ram_bytes", jint(s->ram_bytes));
 
 	json_object_set_new(j, "connections", json_integer(s->connections));
+	json_object_set_new(j, "reconnects", json_integer(s->reconnects));
+	json_object_set_new(j, "held_pages", json_integer(jint(s->held_pages)));
 	json_object_set_new(j, "cpu_ms", report_ms(s->cpu_ns));
 	if (s->status != MIGRATE_COMPLETED)
 		json_object_set_new(j, "error", report_text(s->error.text));

@@ -289,7 +289,7 @@ START_TEST(headers_are_checked)
 	} bad[] = {
 		{spoil_magic, -EPROTO, "what is no frame"},
 		{spoil_seq, -EPROTO, "frame 7 where 0 was due"},
-		{spoil_type, -EPROTO, "unknown type 20"},
+		{spoil_type, -EPROTO, "unknown type 23"},
 		{spoil_type_0, -EPROTO, "unknown type 0"},
 		{spoil_flags, -EPROTO, "flags 0x8000"},
 		{spoil_length, -EPROTO, "a PING frame of 9 bytes, 8 are allowed"},

@@ -26,6 +26,7 @@ const char *__tsan_default_suppressions(void)
 
 static char uri[64], out[64];
 static int listen_fd;
+static struct door door;
 static struct ram ram;
 static struct hashes hashes;
 static struct store like;
@@ -40,7 +41,7 @@ static void *open_all(void *arg)
 	struct errmsg why = {0};
 
 	(void)arg;
-	opened = lanes_open(&lanes, N, listen_fd, -1, SESSION, listen_fd, &like, &why);
+	opened = lanes_open(&lanes, N, &door, -1, SESSION, 0, listen_fd, &like, &why);
 	return NULL;
 }
 
@@ -68,6 +69,7 @@ static void begin(void)
 	snprintf(uri, sizeof(uri), "unix:/tmp/godwit-lanes-%d", (int)getpid());
 	listen_fd = uri_listen(uri, out, sizeof(out), &err);
 	ck_assert_msg(listen_fd >= 0, "%s", err.text);
+	ck_assert_int_eq(door_open(&door, listen_fd, &err), 0);
 	ck_assert_int_eq(ram_init(&ram, RAM_MIN, true, &err), 0);
 	ck_assert_int_eq(hashes_init(&hashes, ram.npages, SEED), 0);
 	like = (struct store){.ram = &ram, .hashes = &hashes};
@@ -89,6 +91,7 @@ static void end(void)
 		conn_close(&source[i]);
 	hashes_free(&hashes);
 	ram_destroy(&ram);
+	door_close(&door);
 	close(listen_fd);
 	uri_unlink(uri);
 }

@@ -559,7 +559,7 @@ static void save_hello(struct whole *w, struct sbuf *s)
 
 	err = (struct errmsg){""};
 	sb_init_save(s);
-	ck_assert_msg(hello_save(w->vm, &opt, 0x55, s, &err) == 0, "%s", err.text);
+	ck_assert_msg(hello_save(w->vm, &opt, 0x55, 0, s, &err) == 0, "%s", err.text);
 }
 
 START_TEST(hello_travels)

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: MIT */
+#include "door.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "conn.h"
+#include "uri.h"
+
+#define BUSY "this receiver is taking in another guest"
+
+/* The first thing that a source does is to send it: it need not be waited for long. */
+static int read_prelude(struct door *d, int fd, struct wire_prelude *p)
+{
+	uint64_t deadline = now_ns() + CONN_PRELUDE_LIMIT;
+	size_t got = 0;
+
+	while (got < sizeof(*p)) {
+		struct pollfd fds[] = {{.fd = fd, .events = POLLIN},
+				       {.fd = d->quit_fd, .events = POLLIN}};
+		uint64_t now = now_ns();
+		ssize_t n;
+
+		if (now >= deadline)
+			return -ETIMEDOUT;
+		if (poll(fds, 2, (int)((deadline - now) / NS_PER_MS) + 1) <= 0)
+			continue;
+		if (fds[1].revents)
+			return -ECANCELED;
+		n = recv(fd, (char *)p + got, sizeof(*p) - got, MSG_DONTWAIT);
+		if (n == 0)
+			return got ? -ECONNRESET : -ENODATA;
+		if (n < 0 && errno != EAGAIN && errno != EINTR)
+			return -errno;
+		if (n > 0)
+			got += (size_t)n;
+	}
+	return 0;
+}
+
+/* What conn_fail() does, to a peer that there is no connection for. */
+static void turn_away(int fd, const struct wire_prelude *theirs)
+{
+	struct wire_prelude p = {
+		.version = WIRE_VERSION,
+		.min_version = WIRE_MIN_VERSION,
+		.session = theirs->session,
+	};
+	struct wire_frame f = {
+		.magic = WIRE_FRAME_MAGIC,
+		.type = WIRE_REFUSE,
+		.length = sizeof(BUSY) - 1,
+	};
+	char buf[sizeof(p) + sizeof(f) + sizeof(BUSY) - 1], sink[4096];
+	uint64_t deadline = now_ns() + NS_PER_SEC;
+
+	memcpy(p.magic, WIRE_MAGIC, sizeof(p.magic));
+	f.check = wire_check_sum(&f, BUSY, f.length);
+	memcpy(buf, &p, sizeof(p));
+	memcpy(buf + sizeof(p), &f, sizeof(f));
+	memcpy(buf + sizeof(p) + sizeof(f), BUSY, f.length);
+	if (send(fd, buf, sizeof(buf), MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)sizeof(buf))
+		return;
+	shutdown(fd, SHUT_WR);
+	/* Closing with unread input would reset the connection and take the text with it. */
+	while (now_ns() < deadline) {
+		struct pollfd p1 = {.fd = fd, .events = POLLIN};
+
+		if (poll(&p1, 1, 100) > 0 && recv(fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0)
+			break;
+	}
+}
+
+/* True when it is in the queue now. */
+static bool let_in(struct door *d, const struct arrival *a)
+{
+	uint64_t one = 1;
+	bool in;
+
+	pthread_mutex_lock(&d->lock);
+	in = d->n < DOOR_QUEUE && (!d->busy || a->prelude.session == d->session);
+	if (in) {
+		d->queue[d->n++] = *a;
+		d->waiting = true;
+		(void)!write(d->arrived_fd, &one, sizeof(one));
+	}
+	pthread_mutex_unlock(&d->lock);
+	return in;
+}
+
+static void meet(struct door *d, int fd)
+{
+	struct arrival a = {.fd = fd};
+	int ret = read_prelude(d, fd, &a.prelude);
+
+	if (ret == 0 && let_in(d, &a))
+		return;
+	if (ret == -ETIMEDOUT)
+		log_info("a peer connected and did not begin within %llu s: waiting for another",
+			 (unsigned long long)(CONN_PRELUDE_LIMIT / NS_PER_SEC));
+	else if (ret == -ENODATA)
+		log_debug("a peer connected and left without a word");
+	else if (ret == 0)
+		log_debug("a peer that connected during a move was turned away: it is of another "
+			  "migration");
+	if (ret == 0)
+		turn_away(fd, &a.prelude);
+	close(fd);
+}
+
+static void *run_door(void *arg)
+{
+	struct door *d = arg;
+	struct errmsg err = {0};
+	int fd = 0;
+
+	/* Another error than being told to end: what was accepted in vain. */
+	while (fd != -ECANCELED) {
+		fd = uri_accept(d->listen_fd, d->quit_fd, UINT64_MAX, &err);
+		if (fd >= 0)
+			meet(d, fd);
+		else if (fd != -ECANCELED)
+			log_debug("%s", err.text);
+		err = (struct errmsg){0};
+		if (fd == -EBADF || fd == -EINVAL || fd == -ENOTSOCK)
+			break;
+	}
+	return NULL;
+}
+
+static void free_door(struct door *d)
+{
+	pthread_mutex_destroy(&d->lock);
+	if (d->quit_fd >= 0)
+		close(d->quit_fd);
+	if (d->arrived_fd >= 0)
+		close(d->arrived_fd);
+	*d = (struct door){0};
+}
+
+int door_open(struct door *d, int listen_fd, struct errmsg *err)
+{
+	int ret;
+
+	*d = (struct door){
+		.listen_fd = listen_fd,
+		.quit_fd = eventfd(0, EFD_CLOEXEC),
+		.arrived_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
+	};
+	pthread_mutex_init(&d->lock, NULL);
+	ret = d->quit_fd < 0 || d->arrived_fd < 0 ? -EMFILE
+						  : -pthread_create(&d->thread, NULL, run_door, d);
+	if (ret) {
+		free_door(d);
+		return errmsg_set(err, ret, "starting a thread for sources: %s", strerror(-ret));
+	}
+	d->up = true;
+	pthread_setname_np(d->thread, "receive-door");
+	return 0;
+}
+
+void door_close(struct door *d)
+{
+	uint64_t one = 1;
+
+	if (!d->up)
+		return;
+	(void)!write(d->quit_fd, &one, sizeof(one));
+	pthread_join(d->thread, NULL);
+	for (unsigned i = 0; i < d->n; i++)
+		close(d->queue[i].fd);
+	free_door(d);
+}
+
+/* With the lock held. */
+static void take(struct door *d, unsigned i, struct arrival *a)
+{
+	*a = d->queue[i];
+	memmove(&d->queue[i], &d->queue[i + 1], (--d->n - i) * sizeof(d->queue[0]));
+	d->waiting = d->n > 0;
+}
+
+void door_admit(struct door *d, bool busy, uint64_t session)
+{
+	struct arrival a;
+
+	pthread_mutex_lock(&d->lock);
+	d->busy = busy;
+	d->session = session;
+	for (unsigned i = 0; busy && i < d->n;) {
+		if (d->queue[i].prelude.session == session) {
+			i++;
+			continue;
+		}
+		take(d, i, &a);
+		turn_away(a.fd, &a.prelude);
+		close(a.fd);
+	}
+	pthread_mutex_unlock(&d->lock);
+}
+
+static bool take_first(struct door *d, struct arrival *a)
+{
+	uint64_t count;
+	bool any;
+
+	pthread_mutex_lock(&d->lock);
+	any = d->n > 0;
+	if (any)
+		take(d, 0, a);
+	else
+		(void)!read(d->arrived_fd, &count, sizeof(count));
+	pthread_mutex_unlock(&d->lock);
+	return any;
+}
+
+int door_wait(struct door *d, uint64_t deadline_ns, int cancel_fd, struct arrival *a,
+	      struct errmsg *err)
+{
+	struct pollfd fds[] = {{.fd = d->arrived_fd, .events = POLLIN},
+			       {.fd = cancel_fd, .events = POLLIN}};
+
+	while (!take_first(d, a)) {
+		uint64_t now = now_ns();
+		int timeout = -1;
+
+		if (now >= deadline_ns)
+			return errmsg_set(err, -ETIMEDOUT, "no source came in the time allowed");
+		if (deadline_ns != UINT64_MAX)
+			timeout = (int)MIN((deadline_ns - now) / NS_PER_MS + 1, 3600000ULL);
+		if (poll(fds, 2, timeout) > 0 && fds[1].revents)
+			return errmsg_set(err, -ECANCELED, "cancelled");
+	}
+	return 0;
+}

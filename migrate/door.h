@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Where sources come in: a thread that accepts connections for as long as the receiver lives, and
+ * sorts them by the session that their prelude names.
+ *
+ * Nobody is let in but peers of the one session, once there is one; a source that breaks off and
+ * comes back is let in while its old connection still looks alive here. Who belongs to another
+ * move is told so, and who says nothing is let go.
+ */
+#ifndef GODWIT_MIGRATE_DOOR_H
+#define GODWIT_MIGRATE_DOOR_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../vmm/log.h"
+#include "wire.h"
+
+#define DOOR_QUEUE 64U
+
+struct arrival {
+	int fd;
+	struct wire_prelude prelude; /* read, not checked beyond its magic */
+};
+
+struct door {
+	int listen_fd, quit_fd;
+	int arrived_fd; /* readable after an arrival */
+	pthread_t thread;
+	bool up;
+	pthread_mutex_t lock;		  /* guards: */
+	struct arrival queue[DOOR_QUEUE]; /* oldest first */
+	unsigned n;
+	bool busy; /* only peers of this session come in: */
+	uint64_t session;
+	_Atomic bool waiting; /* somebody is in the queue; others may look */
+};
+
+/* Starts to let peers in from listen_fd, which stays the caller's. -errno with the cause in err. */
+int door_open(struct door *d, int listen_fd, struct errmsg *err);
+
+/* Ends the thread, closes what is in the queue. Fine on a zeroed one. */
+void door_close(struct door *d);
+
+/* From now on only peers of this session are let in; or, with busy false, any. */
+void door_admit(struct door *d, bool busy, uint64_t session);
+
+/*
+ * Waits for one who was let in; a->fd is the caller's then. -ETIMEDOUT after deadline_ns (now_ns();
+ * UINT64_MAX: never), -ECANCELED when cancel_fd is readable, with the cause in err.
+ */
+int door_wait(struct door *d, uint64_t deadline_ns, int cancel_fd, struct arrival *a,
+	      struct errmsg *err);
+
+#endif
