@@ -319,6 +319,24 @@ void guest_move(struct guest *g, struct move *m, const char *uri, ...) __attribu
  */
 const char *slow_link(const struct dest *d, uint64_t bytes_per_s);
 
+#define LINK_CUTS 8
+
+/* The same, and it breaks: all connections at once, at each of these points; new ones are passed
+ * on. */
+struct link_plan {
+	uint64_t rate;		/* bytes a second; 0: no limit */
+	unsigned n_cuts;	/* how often it breaks */
+	uint64_t at[LINK_CUTS]; /* when so many bytes have gone towards the receiver in all */
+	unsigned at_type;	/* or, not 0: before a frame of this type (enum wire_type) */
+	bool to_source;		/* which the receiver sends */
+	enum {
+		LINK_CLOSE,   /* in order: both sides read an end of file */
+		LINK_RESET,   /* with a reset, where there is such a thing */
+		LINK_SILENCE, /* nothing gets through, until somebody connects anew */
+	} how;
+};
+const char *planned_link(const struct dest *d, const struct link_plan *plan);
+
 /* ---- each call above that may fail tells where it was made ---- */
 
 #ifndef GODWIT_HARNESS_PRIVATE_H
@@ -345,6 +363,7 @@ const char *slow_link(const struct dest *d, uint64_t bytes_per_s);
 #define guest_move(...) (HARNESS_AT, guest_move(__VA_ARGS__))
 #define dest_start(...) (HARNESS_AT, dest_start(__VA_ARGS__))
 #define move_report(...) (HARNESS_AT, move_report(__VA_ARGS__))
+#define planned_link(...) (HARNESS_AT, planned_link(__VA_ARGS__))
 #define slow_link(...) (HARNESS_AT, slow_link(__VA_ARGS__))
 #endif
 

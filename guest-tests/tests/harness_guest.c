@@ -170,6 +170,8 @@ static void dest_startv(struct dest *d, const char *name, const char *uri, va_li
 	*d = (struct dest){.proc = NULL};
 	words_add(&w, harness_godwit());
 	words_add(&w, "receive");
+	/* One try each, so that a test of what fails sees it; a later word wins. */
+	words_add(&w, "--keep=0");
 	if (name) {
 		snprintf(d->name, sizeof(d->name), "%s", name);
 		words_add(&w, "-n");
@@ -207,6 +209,7 @@ static struct proc *move_startv(struct guest *g, const char *uri, va_list ap)
 	 * might never leave it. A later --downtime wins.
 	 */
 	words_add(&w, harness_path("--downtime=%dms", harness_slow(DOWNTIME)));
+	words_add(&w, "--reconnect=0");
 	words_add_list(&w, ap);
 	words_add(&w, g->name);
 	words_add(&w, uri);
