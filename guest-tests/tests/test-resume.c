@@ -288,6 +288,31 @@ START_TEST(cancelled_while_away)
 }
 END_TEST
 
+/* Another receiver in the place of the one that had half of it: it gets all. */
+START_TEST(lost)
+{
+	const struct link_plan plan = {.n_cuts = 1, .at = {30 << 20}};
+	struct dest d, other;
+	struct proc *p;
+	struct guest g;
+	struct move m;
+
+	start(&g, "64M", "ws=40M kind=idle report=0");
+	dest_start(&d, "first", "unix:", "--keep=60s", NULL);
+	p = move_start(&g, planned_link(&d, &plan), "--reconnect=60s", "--verify=full", NULL);
+	proc_expect_err(d.proc, "are kept for", 30000);
+	proc_kill(d.proc, SIGKILL);
+	proc_wait(d.proc, 10000);
+	dest_start(&other, "second", d.uri, NULL);
+	move_report(p, 0, &m, MOVE_MS);
+	need(json_num(m.json, "held_pages") == 0 && (double)m.wire_bytes > 65 * MB, "%s",
+	     json_dumps(m.json, JSON_COMPACT));
+	guest_moved(&g, &other);
+	intact(&g);
+	finish(&g);
+}
+END_TEST
+
 /* ---- more than one at the door ---- */
 
 static bool in_precopy(void *arg)
@@ -397,6 +422,7 @@ int main(void)
 	tcase_add_test(tc, another_guest);
 	tcase_add_test(tc, kept_no_longer);
 	tcase_add_loop_test(tc, cancelled_while_away, 0, 2);
+	tcase_add_test(harness_case(s, "lost", 120), lost);
 	tcase_add_test(harness_case(s, "busy", 120), busy);
 	tc = harness_case(s, "home", 300);
 	tcase_add_test(tc, comes_home);
