@@ -114,5 +114,5 @@ $(UNIT): $(B)/%: $(B)/%.o $(B)/libgodwit.a
 clean:
 	rm -rf $(B)
 
--include $(wildcard guest-tests/*/*.mk vmm/fuzz/*.mk)
+-include $(wildcard guest-tests/*/*.mk tools/*/*.mk vmm/fuzz/*.mk)
 -include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT:=.d)
