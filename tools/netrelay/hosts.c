@@ -110,7 +110,8 @@ static int make_host(struct host *h, const char *address, unsigned mtu, const ch
 	if (tcp) {
 		ret = write_file("/proc/sys/net/ipv4/tcp_congestion_control", tcp, err);
 		if (ret)
-			return ret;
+			return errmsg_set(err, ret, "the congestion control '%s': %s", tcp,
+					  strerror(-ret));
 	}
 	ret = open_tun(h, err);
 	return ret ? ret : set_up_devices(address, mtu, err);

@@ -245,7 +245,7 @@ static bool ask(const struct options *o, const char *request, char text[RELAY_ME
 		return false;
 	}
 	if (send(fd, request, strlen(request), MSG_NOSIGNAL) > 0)
-		n = recv(fd, text, RELAY_MESSAGE_MAX - 1, 0);
+		n = recv(fd, text, RELAY_MESSAGE_MAX - 2, 0);
 	if (n <= 0) {
 		complain("'%s' does not answer", o->name);
 		return false;
@@ -255,6 +255,9 @@ static bool ask(const struct options *o, const char *request, char text[RELAY_ME
 		complain("%.*s", (int)strcspn(text, "\n"), text);
 		return false;
 	}
+	/* The end of this connection is that of the laboratory. */
+	if (strcmp(request, "down") == 0)
+		(void)!recv(fd, text + n, 1, 0);
 	memmove(text, text + 3, (size_t)n - 2);
 	return true;
 }
@@ -333,13 +336,6 @@ static int watch_signals(void)
 	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-/* Tells whoever waits on fd that it is up, or why not. */
-static void tell(int fd, const char *text)
-{
-	(void)!write(fd, text, strlen(text));
-	(void)!write(fd, "\n", 1);
-}
-
 static int be_the_lab(const struct options *o, int told_fd)
 {
 	struct relay r = {.listen_fd = -1};
@@ -357,7 +353,7 @@ static int be_the_lab(const struct options *o, int told_fd)
 		link_init(&r.link[i], &o->config, o->seed * 2 + (uint64_t)i);
 	(void)setpriority(PRIO_PROCESS, 0, NICE);
 	if (ret == 0) {
-		tell(told_fd, relay_show_hosts(&r, text, sizeof(text)));
+		dprintf(told_fd, "%s\n", relay_show_hosts(&r, text, sizeof(text)));
 		if (!o->foreground) {
 			int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 

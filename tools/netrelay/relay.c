@@ -181,7 +181,8 @@ static void serve(struct relay *r, int fd)
 		answer(r, request, text, sizeof(text));
 		(void)!send(fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL);
 	}
-	close(fd);
+	if (!r->over)
+		close(fd);
 }
 
 /* ---- the loop ---- */

@@ -12,7 +12,7 @@
  *	set [a|b] NAME=VALUE...   both links, or that of what this host sends (settings.h)
  *	cut [a|b], join [a|b]
  *	status                    a line for the hosts, and one for each link
- *	down                      end
+ *	down                      end; the connection closes once that is so
  *
  * The answer begins with "ok" or "error ", its text follows.
  */
