@@ -218,8 +218,8 @@ static void fill(struct grid *g, const char *rate, const char *rtt, const char *
 	}
 }
 
-/* False when a cell is broken. */
-static bool run(struct grid *g)
+/* False when a cell is broken, or json cannot be written. */
+static bool run(struct grid *g, const char *json)
 {
 	bool good = true;
 
@@ -237,6 +237,8 @@ static bool run(struct grid *g)
 		}
 		grid_print_row(stdout, &g->cell[i], r);
 		fflush(stdout);
+		/* Each time: a grid takes long, and may be interrupted. */
+		good = grid_write_json(json, g->cell, g->result, i + 1, g->all_words) && good;
 	}
 	grid_print_sum(stdout, g->result, g->n);
 	return good;
@@ -287,12 +289,11 @@ static int run_all(struct grid *g, const char *json)
 		fprintf(stderr, "grid: no memory\n");
 		return 1;
 	}
-	good = run(g);
-	if (json) {
+	if (strcmp(json, JSON_PATH) == 0) {
 		(void)mkdir("build", 0777);
 		(void)mkdir("build/bench", 0777);
-		good = grid_write_json(json, g->cell, g->result, g->n, g->all_words) && good;
 	}
+	good = run(g, json);
 	harness_end();
 	return good ? 0 : 1;
 }

@@ -59,7 +59,7 @@ void netlab_up(struct netlab *l, ...)
 	va_start(ap, l);
 	l->proc = start("netlab", l->socket, "up", ap);
 	va_end(ap);
-	line = proc_expect(l->proc, "^a=", UP_MS);
+	line = proc_expect(l->proc, "^pid=", UP_MS);
 	for (int i = 0; i < 2; i++) {
 		l->ns_fd[i] = open(kv_text(line, host[i]), O_RDONLY | O_CLOEXEC);
 		need(l->ns_fd[i] >= 0, "%s: %s", line, strerror(errno));

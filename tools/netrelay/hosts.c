@@ -19,12 +19,11 @@
 
 static const char *const addresses[HOSTS] = {HOST_ADDRESS_A, HOST_ADDRESS_B};
 
-static int write_file(const char *path, const char *text, struct errmsg *err)
+static int write_file(const char *path, const char *text)
 {
 	AUTO_CLOSE int fd = open(path, O_WRONLY | O_CLOEXEC);
-	int ret = fd < 0 ? -errno : write_exact(fd, text, strlen(text));
 
-	return ret ? errmsg_set(err, ret, "'%s' into %s: %s", text, path, strerror(-ret)) : 0;
+	return fd < 0 ? -errno : write_exact(fd, text, strlen(text));
 }
 
 static int set_address(int sock, struct ifreq *req, unsigned long what, const char *address)
@@ -104,15 +103,16 @@ static int make_host(struct host *h, const char *address, unsigned mtu, const ch
 	h->ns_fd = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
 	if (h->ns_fd < 0)
 		return errmsg_set(err, -errno, "/proc/thread-self/ns/net: %s", strerror(errno));
-	/* There is no link for it here, and its own chatter would be among the figures. */
-	if (access("/proc/sys/net/ipv6/conf/default/disable_ipv6", F_OK) == 0)
-		(void)write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1", err);
-	if (tcp) {
-		ret = write_file("/proc/sys/net/ipv4/tcp_congestion_control", tcp, err);
-		if (ret)
-			return errmsg_set(err, ret, "the congestion control '%s': %s", tcp,
-					  strerror(-ret));
-	}
+	/* IPv6, where there is any, has no link here, and its own chatter would be among the
+	 * counts. */
+	(void)write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+	ret = tcp ? write_file("/proc/sys/net/ipv4/tcp_congestion_control", tcp) : 0;
+	if (ret)
+		return errmsg_set(
+			err, ret,
+			"the congestion control '%s': %s (hosts other than the machine itself "
+			"get those in net.ipv4.tcp_allowed_congestion_control)",
+			tcp, strerror(-ret));
 	ret = open_tun(h, err);
 	return ret ? ret : set_up_devices(address, mtu, err);
 }

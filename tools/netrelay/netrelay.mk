@@ -18,6 +18,6 @@ $(netrelay_out)/netrelay: $(netrelay_objs) $(B)/libgodwit.a
 unit: $(netrelay_tests)
 $(netrelay_tests): %: %.o $(netrelay_parts) $(B)/libgodwit.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) $(shell pkg-config --libs check)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm $(shell pkg-config --libs check)
 
 -include $(netrelay_objs:.o=.d) $(netrelay_tests:=.d)

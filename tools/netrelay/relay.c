@@ -90,8 +90,10 @@ static void set_timer(const struct relay *r)
 
 const char *relay_show_hosts(const struct relay *r, char *text, size_t len)
 {
-	snprintf(text, len, "a=/proc/%d/fd/%d b=/proc/%d/fd/%d pid=%d", (int)getpid(),
-		 r->host[0].ns_fd, (int)getpid(), r->host[1].ns_fd, (int)getpid());
+	int pid = (int)getpid();
+
+	snprintf(text, len, "pid=%d a=/proc/%d/fd/%d b=/proc/%d/fd/%d", pid, pid, r->host[0].ns_fd,
+		 pid, r->host[1].ns_fd);
 	return text;
 }
 

@@ -37,7 +37,7 @@ struct relay {
 /* Works until it is told to end. host, link, listen_fd and signal_fd are set. -errno. */
 int relay_run(struct relay *r, struct errmsg *err);
 
-/* "a=/proc/PID/fd/N b=... pid=PID": how others get to the namespaces. Returns text. */
+/* "pid=PID a=/proc/PID/fd/N b=...": how others get to the namespaces. Returns text. */
 const char *relay_show_hosts(const struct relay *r, char *text, size_t len);
 
 #endif
