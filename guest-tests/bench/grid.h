@@ -14,6 +14,7 @@ struct grid_cell {
 	unsigned ram_mib;
 	const char *payload; /* options of `dirty` */
 	unsigned timeout_s;  /* of the move, for godwit; the cell's own limit is above it */
+	bool moves;	     /* anything else is broken */
 };
 
 enum grid_outcome {
@@ -40,7 +41,7 @@ bool grid_error(const struct grid_result *r, double *percent);
 void grid_print_head(FILE *to);
 void grid_print_row(FILE *to, const struct grid_cell *c, const struct grid_result *r);
 
-/* The closing lines: how many of what, and the median error of the estimates. */
+/* The closing lines: the median error of the estimates, and how many of what, as tests end. */
 void grid_print_sum(FILE *to, const struct grid_result *r, unsigned n);
 
 /* Everything, as an object with "cells" and the sums. False: path cannot be written (said). */

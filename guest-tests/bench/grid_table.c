@@ -87,13 +87,15 @@ void grid_print_sum(FILE *to, const struct grid_result *r, unsigned n)
 {
 	struct sums s = sum_up(r, n);
 
-	fprintf(to, "%u cells: %u moved, %u kept, %u broken\n", n, s.outcome[GRID_MOVED],
-		s.outcome[GRID_KEPT], s.outcome[GRID_BROKEN]);
+	fprintf(to, "%u moved, %u kept, %u broken\n", s.outcome[GRID_MOVED], s.outcome[GRID_KEPT],
+		s.outcome[GRID_BROKEN]);
 	if (s.n_errors)
 		fprintf(to,
 			"downtime within its target in %u of %u moves; median error of the "
 			"estimate %.0f %%\n",
 			s.within, s.outcome[GRID_MOVED], s.median);
+	fprintf(to, "%u passed, %u failed, 0 skipped\n", n - s.outcome[GRID_BROKEN],
+		s.outcome[GRID_BROKEN]);
 }
 
 static json_t *cell_json(const struct grid_cell *c, const struct grid_result *r)

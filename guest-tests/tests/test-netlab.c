@@ -267,10 +267,13 @@ END_TEST
 
 /* ---- the script ---- */
 
+/* What it leaves behind ends with the test, if not before. */
 static struct proc *script(const char *command, const char *name, int exit_code)
 {
+	bool up = strcmp(command, "up") == 0;
 	struct proc *p = proc_start(command, harness_path("%s/scripts/netlab", harness_root()),
-				    command, "--name", name, NULL);
+				    command, "--name", name, up ? "--owner" : NULL,
+				    harness_path("%d", (int)getpid()), NULL);
 
 	proc_close(p);
 	proc_ended(p, exit_code, WAIT_MS);
@@ -299,14 +302,31 @@ START_TEST(up_and_down)
 	p = script("up", name, 1);
 	need(strstr(p->err.buf, "is up already"), "'%s'", p->err.buf);
 	p = proc_start("exec", harness_path("%s/scripts/netlab", harness_root()), "exec", "--name",
-		       name, "b", "--", "ip", "-brief", "address", NULL);
-	proc_expect(p, NETLAB_B "/24", WAIT_MS);
+		       name, "b", "--", "cat", "/proc/net/fib_trie", NULL);
+	proc_expect(p, " " NETLAB_B "$", WAIT_MS);
 	proc_ended(p, 0, WAIT_MS);
 	script("down", name, 0);
 	need(access(socket, F_OK), "%s is left", socket);
 	need(ready(lab, POLLIN, harness_slow(WAIT_MS)), "its process goes on");
 	p = script("down", name, 1);
 	need(strstr(p->err.buf, "is not up"), "'%s'", p->err.buf);
+}
+END_TEST
+
+START_TEST(ends_with_its_owner)
+{
+	struct proc *owner = proc_start("owner", "sleep", "1000", NULL), *p;
+	const char *name = harness_path("%s/lab", harness_tmp());
+	int lab;
+
+	p = proc_start("up", harness_path("%s/scripts/netlab", harness_root()), "up", "--name",
+		       name, "--owner", harness_path("%d", (int)owner->pid), NULL);
+	proc_ended(p, 0, WAIT_MS);
+	lab = watch(p);
+	need(!ready(lab, POLLIN, 0), "it has ended already");
+	proc_kill(owner, SIGTERM);
+	need(ready(lab, POLLIN, harness_slow(WAIT_MS)), "it goes on without its owner");
+	need(access(name, F_OK), "%s is left", name);
 }
 END_TEST
 
@@ -364,6 +384,7 @@ int main(void)
 	tcase_add_test(tc, damage);
 	tc = harness_case(s, "script", 60);
 	tcase_add_test(tc, up_and_down);
+	tcase_add_test(tc, ends_with_its_owner);
 	tcase_add_test(tc, up_after_a_kill);
 	tcase_add_test(tc, bad_words);
 	if (harness_kvm_works())

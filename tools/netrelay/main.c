@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -65,6 +66,7 @@ static const char usage[] =
 	"  --mtu BYTES           of both hosts' devices (1500)\n"
 	"  --tcp NAME            congestion control of both hosts (the kernel's default)\n"
 	"  --seed N              of all that is left to chance (1)\n"
+	"  --owner PID           ends when this process does\n"
 	"  --foreground          do not leave a process behind; SIGTERM ends it\n";
 
 struct options {
@@ -75,6 +77,7 @@ struct options {
 	unsigned mtu;
 	const char *tcp;
 	uint64_t seed;
+	pid_t owner; /* 0: none */
 	bool foreground;
 	bool only_up; /* was given what only up takes */
 };
@@ -85,6 +88,7 @@ enum {
 	OPT_MTU,
 	OPT_TCP,
 	OPT_SEED,
+	OPT_OWNER,
 	OPT_FOREGROUND,
 	OPT_SETTING,
 };
@@ -95,6 +99,7 @@ static const struct option long_options[] = {
 	{"mtu", required_argument, NULL, OPT_MTU},
 	{"tcp", required_argument, NULL, OPT_TCP},
 	{"seed", required_argument, NULL, OPT_SEED},
+	{"owner", required_argument, NULL, OPT_OWNER},
 	{"foreground", no_argument, NULL, OPT_FOREGROUND},
 	{"rate", required_argument, NULL, OPT_SETTING},
 	{"delay", required_argument, NULL, OPT_SETTING},
@@ -170,6 +175,13 @@ static bool take_option(struct options *o, int opt, const char *name)
 			complain("no seed '%s': a number", optarg);
 			return false;
 		}
+		break;
+	case OPT_OWNER:
+		if (parse_u64(optarg, 1, INT32_MAX, &n)) {
+			complain("no owner '%s': the id of a process", optarg);
+			return false;
+		}
+		o->owner = (pid_t)n;
 		break;
 	case OPT_FOREGROUND:
 		o->foreground = true;
@@ -338,13 +350,20 @@ static int watch_signals(void)
 
 static int be_the_lab(const struct options *o, int told_fd)
 {
-	struct relay r = {.listen_fd = -1};
+	struct relay r = {.listen_fd = -1, .owner_fd = -1};
 	struct errmsg err = {""};
 	char text[160];
-	int ret;
+	int ret = 0;
 
 	r.signal_fd = watch_signals();
-	ret = hosts_make(r.host, o->mtu, o->tcp, &err);
+	if (o->owner) {
+		r.owner_fd = pidfd_open(o->owner, 0);
+		if (r.owner_fd < 0)
+			ret = errmsg_set(&err, -errno, "the owner %d: %s", (int)o->owner,
+					 strerror(errno));
+	}
+	if (ret == 0)
+		ret = hosts_make(r.host, o->mtu, o->tcp, &err);
 	if (ret == 0) {
 		r.listen_fd = listen_at(o, &err);
 		ret = MIN(r.listen_fd, 0);

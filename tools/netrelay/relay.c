@@ -200,7 +200,7 @@ static int handle(struct relay *r, int fd, struct errmsg *err)
 	}
 	if (fd == r->timer_fd) {
 		(void)!read(fd, &expired, sizeof(expired));
-	} else if (fd == r->signal_fd) {
+	} else if (fd == r->signal_fd || fd == r->owner_fd) {
 		r->over = true;
 	} else if (fd == r->listen_fd) {
 		conn = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
@@ -222,7 +222,7 @@ int relay_run(struct relay *r, struct errmsg *err)
 	r->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (r->epoll_fd < 0 || r->timer_fd < 0 || watch(r, r->host[0].tun_fd) ||
 	    watch(r, r->host[1].tun_fd) || watch(r, r->timer_fd) || watch(r, r->signal_fd) ||
-	    watch(r, r->listen_fd))
+	    watch(r, r->listen_fd) || (r->owner_fd >= 0 && watch(r, r->owner_fd)))
 		ret = errmsg_set(err, -errno, "setting up the loop: %s", strerror(errno));
 	while (ret == 0 && !r->over) {
 		deliver(r);

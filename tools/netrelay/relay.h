@@ -29,12 +29,13 @@ struct relay {
 	struct link link[HOSTS]; /* [i]: of what host[i] sends */
 	int listen_fd;		 /* SOCK_SEQPACKET */
 	int signal_fd;		 /* readable: end */
+	int owner_fd;		 /* the same; -1: none */
 	int epoll_fd, timer_fd;
 	struct packet *spare; /* to read into */
 	bool over;
 };
 
-/* Works until it is told to end. host, link, listen_fd and signal_fd are set. -errno. */
+/* Works until it is told to end. host, link and the first three fds are set. -errno. */
 int relay_run(struct relay *r, struct errmsg *err);
 
 /* "pid=PID a=/proc/PID/fd/N b=...": how others get to the namespaces. Returns text. */
