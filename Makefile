@@ -3,7 +3,7 @@
 # godwit: `make` builds build/godwit; `make demo` and `make check` do everything else by themselves.
 #
 #   make [V=1] [CC=clang] [ASAN=1] [UBSAN=1] [TSAN=1]
-#   make demo | check | bench | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=] | clean
+#   make demo | check | bench | grid | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=] | clean
 #
 # A sanitizer build goes to a folder of its own below build/, beside the plain one.
 
@@ -114,5 +114,5 @@ $(UNIT): $(B)/%: $(B)/%.o $(B)/libgodwit.a
 clean:
 	rm -rf $(B)
 
--include $(wildcard guest-tests/*/*.mk vmm/fuzz/*.mk)
+-include $(wildcard guest-tests/*/*.mk tools/*/*.mk vmm/fuzz/*.mk)
 -include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT:=.d)
