@@ -28,6 +28,7 @@
 #include "hashes.h"
 #include "lanes.h"
 #include "migrate.h"
+#include "pulse.h"
 #include "state.h"
 #include "store.h"
 #include "uri.h"
@@ -55,6 +56,7 @@ struct receiver {
 	/* The thread's own. */
 	struct vm *vm;
 	struct conn conn;
+	struct pulse pulse;
 	struct hashes hashes;
 	struct errmsg err;
 	uint64_t start_ns, stop_ns;
@@ -232,7 +234,7 @@ static int open_lanes(struct receiver *r, unsigned connections)
 
 	if (connections > 1)
 		ret = lanes_open(&r->lanes, connections - 1, r->listen_fd, r->cancel_fd, r->session,
-				 r->conn.fd, &r->store, &r->err);
+				 &r->conn, &r->store, &r->err);
 	stop_listening(r);
 	return ret;
 }
@@ -313,18 +315,10 @@ static bool was_cancelled(struct receiver *r)
 static int rehash_tick(void *arg)
 {
 	struct receiver *r = arg;
-	struct wire_frame f;
-	int ret;
 
 	if (was_cancelled(r))
 		return errmsg_set(&r->err, -ECANCELED, "cancelled");
-	if (!conn_peer_gone(&r->conn))
-		return conn_keep_alive(&r->conn, &r->err);
-	/* It may have said why. */
-	ret = conn_recv_header(&r->conn, &f, &r->err);
-	return ret ? ret
-		   : errmsg_set(&r->err, -EPROTO, "the source sent %s before it had our proof",
-				wire_type_name(f.type));
+	return conn_poll(&r->conn, &r->err);
 }
 
 /* With --verify=full: is what is in RAM now still what the table says was stored? */
@@ -410,6 +404,8 @@ static int on_commit(struct receiver *r, const struct wire_frame *f, const uint8
 	/* Refusing now is our word that the guest has not run here: the source may go on. */
 	if (cancelled)
 		return errmsg_set(&r->err, -ECANCELED, "cancelled");
+	/* From now on the source only waits for our answer. */
+	pulse_expect_silence(&r->pulse);
 	/* Its disks' locks and the like, which the source has given up. */
 	ret = vm_acquire_devices(r->vm, &r->err);
 	if (ret)
@@ -418,6 +414,7 @@ static int on_commit(struct receiver *r, const struct wire_frame *f, const uint8
 	vm_resume_devices(r->vm);
 	vm_resume(r->vm, VM_PAUSE_START);
 	r->running = true;
+	conn_hush(&r->conn);
 	/* The guest is ours whether or not the source hears of it. */
 	if (conn_send(&r->conn, WIRE_RUNNING, NULL, 0, NULL, &ignored))
 		log_warn("the guest runs here, but the source could not be told: %s", ignored.text);
@@ -518,6 +515,7 @@ static int accept_source(struct receiver *r)
 		ret = conn_init(&r->conn, fd, r->cancel_fd, "source", &r->err);
 		if (ret)
 			return ret;
+		conn_set_limit(&r->conn, r->opt.peer_timeout_ns);
 		set_phase(r, MIGRATE_HANDSHAKE);
 		r->conn.deadline_ns = r->start_ns + CONN_PRELUDE_LIMIT;
 		ret = conn_recv_prelude(&r->conn, &r->session, &r->err);
@@ -550,6 +548,8 @@ static int receive_guest(struct receiver *r)
 
 		ret = ret ? ret : sent;
 	}
+	if (ret == 0)
+		ret = pulse_start(&r->pulse, &r->conn, &r->err);
 	while (ret == 0 && !r->running) {
 		struct errmsg why = {0};
 		int failed;
@@ -578,6 +578,7 @@ static void *run_receiver(void *arg)
 	if (ret && r->conn.fd >= 0 && r->phase != MIGRATE_HANDSHAKE && !r->conn.peer_failed)
 		conn_fail(&r->conn, WIRE_FAIL, r->err.text);
 
+	pulse_stop(&r->pulse);
 	stop_listening(r);
 	publish(r);
 	lanes_close(&r->lanes, &cpu);
@@ -615,6 +616,8 @@ int receive_listen(struct receiver **out, const struct receive_options *opt,
 	if (!r)
 		return errmsg_set(err, -ENOMEM, "no memory for a receiver");
 	r->opt = *opt;
+	if (r->opt.peer_timeout_ns == 0)
+		r->opt.peer_timeout_ns = CONN_LIMIT_DEFAULT;
 	r->conn.fd = -1;
 	r->done_task.run = run_done;
 	r->build_task.run = run_build;

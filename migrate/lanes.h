@@ -29,6 +29,7 @@ struct lane {
 struct lanes {
 	unsigned n;
 	struct lane *lane;
+	uint64_t limit_ns;    /* without any progress, of those that have not ended their round */
 	int main_fd;	      /* shut for reading when one fails, so that its reader hears of it */
 	pthread_mutex_t lock; /* guards: */
 	pthread_cond_t changed;
@@ -38,11 +39,12 @@ struct lanes {
 
 /*
  * Waits until n connections have joined the session at listen_fd, and starts to store what comes on
- * them. Others that connect are turned away. -ETIMEDOUT, -ECANCELED, -errno with the cause in err;
+ * them; main: the source's first connection, whose limit is theirs, too. Others that connect are
+ * turned away. -ETIMEDOUT, -ECANCELED, -errno with the cause in err;
  * lanes_close() is due in any case.
  */
 int lanes_open(struct lanes *l, unsigned n, int listen_fd, int cancel_fd, uint64_t session,
-	       int main_fd, const struct store *like, struct errmsg *err);
+	       const struct conn *main, const struct store *like, struct errmsg *err);
 
 /* Waits for the end of the round on all of them, then lets them go on. The first failure's -errno,
  * -ETIMEDOUT when nothing comes any more. */

@@ -32,6 +32,8 @@
 #define MIGRATE_CONNECTIONS_MAX 32U
 #define MIGRATE_DOWNTIME_DEFAULT (50 * NS_PER_MS)
 #define MIGRATE_TIMEOUT_DEFAULT (3600 * NS_PER_SEC)
+#define MIGRATE_BANDWIDTH_MIN 8000U /* bytes a second: 64kbit */
+#define MIGRATE_PEER_TIMEOUT_MIN NS_PER_SEC
 
 enum migrate_verify {
 	MIGRATE_VERIFY_STREAM, /* the destination's hashes of what it stored against the source's
@@ -49,6 +51,12 @@ enum migrate_compress {
 
 /* "off", "auto", "zstd" or "zstd:LEVEL". -EINVAL. */
 int migrate_parse_compress(const char *text, enum migrate_compress *mode, int *level);
+
+/*
+ * "1Gbit", "100Mbit", "64kbit" (decimal), a size for bytes a second ("125M"), "0" or "unlimited",
+ * to bytes a second, 0 for no limit. -EINVAL, -ERANGE when it is too little or too much.
+ */
+int migrate_parse_bandwidth(const char *text, uint64_t *bytes_per_s);
 
 enum migrate_phase {
 	MIGRATE_IDLE,
@@ -83,6 +91,13 @@ struct migrate_round {
 	uint64_t wire_bytes;
 };
 
+/* What one connection has sent. */
+struct migrate_connection {
+	uint64_t bytes;
+	uint64_t bytes_per_s;	 /* over the present round */
+	uint64_t uncopied_bytes; /* of these: sent without a copy, as far as the kernel has told */
+};
+
 /* Progress while it runs and, once done, the report. Counts of pages are 4 KiB pages. */
 struct migrate_stats {
 	enum migrate_phase phase;
@@ -111,8 +126,16 @@ struct migrate_stats {
 	enum migrate_verify verify;
 	uint64_t rtt_ns;
 	uint32_t connections;
-	uint64_t cpu_ns;	       /* that this side's threads of the migration have used */
-	uint64_t estimate_downtime_ns; /* what the source expected when it paused */
+	struct migrate_connection each[MIGRATE_CONNECTIONS_MAX]; /* source: the first so many */
+	uint64_t bandwidth; /* source: what it may send at present, bytes a second; 0: no limit */
+	/*
+	 * Source: how long this round, and all of the move, will still take, if things go on as
+	 * they do. 0: not known, or not to be foreseen, as the guest writes too much.
+	 */
+	uint64_t round_eta_ns, eta_ns;
+	uint64_t cpu_ns; /* that this side's threads of the migration have used */
+	/* What the source expects of the pause, after the latest round: 0 before there was one. */
+	uint64_t estimate_downtime_ns;
 	/*
 	 * Downtime in parts (source): pausing, saving the state, sending the last pages and the
 	 * state, loading and proof at the destination, commit.
@@ -128,6 +151,8 @@ struct migrate_options {
 	unsigned connections; /* 1 to MIGRATE_CONNECTIONS_MAX; 0: as the host has CPUs for */
 	enum migrate_compress compress;
 	int compress_level; /* 1 to MIGRATE_LEVEL_MAX, of MIGRATE_COMPRESS_ZSTD */
+	uint64_t bandwidth; /* bytes a second over all connections, all that is sent; 0: no limit */
+	uint64_t peer_timeout_ns; /* a silent peer is dead after it, from _MIN; 0: the default */
 };
 
 struct migration;
@@ -146,6 +171,13 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 /* Gives up if that is still possible: 0, or -EALREADY when COMMIT may be out. Any thread. */
 int migrate_cancel(struct migration *m);
 
+/*
+ * Changes, while it runs, what it may send (bytes a second, 0 for no limit), which counts at once,
+ * and the allowed pause, which counts from the end of the present round. NULL leaves one as it is.
+ * What is in force is in the figures. Any thread.
+ */
+void migrate_tune(struct migration *m, const uint64_t *bandwidth, const uint64_t *downtime_ns);
+
 /* A consistent copy of the figures; any thread, any time until free. */
 void migrate_get_stats(struct migration *m, struct migrate_stats *out);
 
@@ -160,6 +192,7 @@ struct receive_options {
 	uint32_t want_vcpus; /* 0, or refuse another number */
 	char cpu_mask[256];  /* features that this host shall be taken not to have; see cpuid_host()
 			      */
+	uint64_t peer_timeout_ns; /* a silent source is dead after it, from _MIN; 0: the default */
 	/*
 	 * Builds the machine out of the source's description once it has been checked; the VM has
 	 * VM_PAUSE_START set. May change cfg (name). Runs on the loop's thread.

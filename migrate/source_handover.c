@@ -34,22 +34,14 @@ static void set_part(struct migration *m, uint64_t *part, uint64_t *since)
 static int rehash_tick(void *arg)
 {
 	struct migration *m = arg;
-	struct wire_frame f;
 	bool cancelled;
-	int ret;
 
 	pthread_mutex_lock(&m->lock);
 	cancelled = m->cancelled;
 	pthread_mutex_unlock(&m->lock);
 	if (cancelled)
 		return errmsg_set(&m->err, -ECANCELED, "cancelled");
-	if (!conn_peer_gone(&m->conn))
-		return conn_keep_alive(&m->conn, &m->err);
-	/* It may have said why. */
-	ret = conn_recv_header(&m->conn, &f, &m->err);
-	return ret ? ret
-		   : errmsg_set(&m->err, -EPROTO, "the destination sent %s before it had our proof",
-				wire_type_name(f.type));
+	return conn_poll(&m->conn, &m->err);
 }
 
 /* Digests of our table and state, and with --verify=full first the proof that the table tells our
@@ -150,6 +142,8 @@ static int commit(struct migration *m, const struct page_hash *root)
 	/* Free for the destination to take, which it does before it runs anything. */
 	m->released = true;
 	vm_release_devices(m->vm);
+	/* The destination reads nothing after COMMIT. */
+	conn_hush(&m->conn);
 
 	/* ---- the point of no return ---- */
 	m->conn.deadline_ns = now_ns() + COMMIT_LIMIT;
