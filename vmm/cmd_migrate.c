@@ -259,6 +259,10 @@ static json_t *make_request(const struct config *cfg, const char *uri)
 		json_object_set_new(r, "connections", json_integer(cfg->connections));
 	if (cfg->compress[0])
 		json_object_set_new(r, "compress", json_string(cfg->compress));
+	if (cfg->bandwidth != CONFIG_KEEP)
+		json_object_set_new(r, "bandwidth", json_integer((json_int_t)cfg->bandwidth));
+	if (cfg->peer_timeout_ns)
+		json_object_set_new(r, "peer_timeout_ms", report_ms(cfg->peer_timeout_ns));
 	return r;
 }
 

@@ -11,7 +11,9 @@
 
 static int start(const struct config *cfg, struct instance *in, struct errmsg *err)
 {
-	struct receive_options opt = {.want_ram = cfg->memory, .want_vcpus = cfg->cpus};
+	struct receive_options opt = {.want_ram = cfg->memory,
+				      .want_vcpus = cfg->cpus,
+				      .peer_timeout_ns = cfg->peer_timeout_ns};
 	int ret;
 
 	in->cfg.dirty = cfg->dirty;
