@@ -25,6 +25,6 @@ struct eta_now {
 };
 
 /* Until this round and the whole move are over; 0 for what cannot be told. */
-void eta_estimate(const struct eta_now *now, uint64_t *round_ns, uint64_t *move_ns);
+void eta_estimate(const struct eta_now *e, uint64_t *round_ns, uint64_t *move_ns);
 
 #endif

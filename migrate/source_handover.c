@@ -13,7 +13,7 @@
 #define QUIESCE_LIMIT (5 * NS_PER_SEC)
 
 /*
- * A pause that takes this long is given up, whatever the network promised before it; rehashing
+ * A pause that takes so much longer than is allowed is given up, whatever the network promised before it; rehashing
  * all of RAM is allowed its time on top. And so is waiting for the answer to COMMIT.
  */
 #define PAUSE_LIMIT (30 * NS_PER_SEC)
@@ -168,7 +168,7 @@ int source_stop_and_copy(struct migration *m, bool *quiesced)
 
 	source_set_phase(m, MIGRATE_STOPCOPY);
 	at = m->pause_start = now_ns();
-	m->conn.deadline_ns = at + PAUSE_LIMIT;
+	m->conn.deadline_ns = at + PAUSE_LIMIT + m->opt.downtime_ns;
 	if (m->opt.verify == MIGRATE_VERIFY_FULL)
 		m->conn.deadline_ns += m->vm->ram.size / REHASH_BYTES_PER_S * NS_PER_SEC;
 	senders_set_deadline(&m->senders, m->conn.deadline_ns);
