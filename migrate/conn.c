@@ -2,13 +2,19 @@
 #include "conn_parts.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define RING_ENTRIES 16U
+
+/* What the kernel takes for keep-alives, in seconds. */
+#define KEEPALIVE_MAX 32767ULL
 
 /* How long a side that gives up waits for the other to read why. */
 #define LAST_WORDS_LIMIT (2 * NS_PER_SEC)
@@ -30,6 +36,15 @@ static bool is_local(int fd)
 	return own.ss_family == AF_UNIX;
 }
 
+static bool is_tcp(int fd)
+{
+	int protocol = 0;
+	socklen_t len = sizeof(protocol);
+
+	return getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &len) == 0 &&
+	       protocol == IPPROTO_TCP;
+}
+
 int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err)
 {
 	int ret;
@@ -38,10 +53,12 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 		.fd = fd,
 		.cancel_fd = cancel_fd,
 		.peer = peer,
+		.tcp = is_tcp(fd),
 		.local = is_local(fd),
-		.last_sent_ns = now_ns(),
 		.deadline_ns = UINT64_MAX,
 	};
+	pthread_mutex_init(&c->out_lock, NULL);
+	conn_set_limit(c, CONN_LIMIT_DEFAULT);
 	ret = io_uring_queue_init(RING_ENTRIES, &c->ring, 0);
 	if (ret) {
 		errmsg_set(err, ret, "io_uring for the migration: %s", strerror(-ret));
@@ -55,6 +72,21 @@ int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct er
 fail:
 	conn_close(c);
 	return ret;
+}
+
+void conn_set_limit(struct conn *c, uint64_t limit_ns)
+{
+	int ms = (int)MIN(limit_ns / NS_PER_MS, KEEPALIVE_MAX * 1000), s = ms / 1000;
+	int idle = MAX(s / 2, 1), interval = MAX(s / 4, 1);
+
+	c->limit_ns = limit_ns;
+	if (!c->tcp)
+		return;
+	/* What is sent must be acknowledged within the limit, and so must a probe after half of it.
+	 */
+	setsockopt(c->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms));
+	setsockopt(c->fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+	setsockopt(c->fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
 }
 
 struct io_uring_sqe *conn_sqe(struct conn *c, unsigned tag)
@@ -118,22 +150,75 @@ int conn_step(struct conn *c, uint64_t wait_ns)
 	return 0;
 }
 
+bool conn_is_dead(const struct conn *c)
+{
+	return c->dead || (c->main && c->main->dead);
+}
+
+int conn_waitall(const struct conn *c)
+{
+	return c->tcp ? MSG_WAITALL : 0;
+}
+
+/*
+ * Numbers that change whenever anything has gone from here to the peer's host, or come from there:
+ * an operation on many bytes may be under way for long, with a peer that is slow and alive. (A UNIX
+ * socket can only tell what has not been taken yet; no operation of it is on more bytes than come
+ * at once.)
+ */
+static void read_progress(const struct conn *c, uint64_t *out, uint64_t *in)
+{
+	struct tcp_info info = {0};
+	socklen_t len = sizeof(info);
+	int unsent = 0;
+
+	*out = *in = 0;
+	if (!c->tcp && ioctl(c->fd, SIOCOUTQ, &unsent) == 0) {
+		*out = (uint64_t)unsent;
+	} else if (c->tcp && getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0) {
+		*out = info.tcpi_bytes_acked;
+		*in = info.tcpi_bytes_received;
+	}
+}
+
+uint64_t conn_heard(const struct conn *c)
+{
+	uint64_t out, in;
+	int unread = 0;
+
+	if (c->tcp) {
+		read_progress(c, &out, &in);
+		return in;
+	}
+	(void)ioctl(c->fd, SIOCINQ, &unread);
+	return c->received + (uint64_t)unread;
+}
+
 int conn_wait(struct conn *c, const bool *done)
 {
-	uint64_t idle = c->between_frames && c->patient ? UINT64_MAX : now_ns() + CONN_IDLE_LIMIT;
-	uint64_t deadline = MIN(idle, c->deadline_ns);
+	bool patient = c->between_frames && c->patient, looked = false;
+	uint64_t since = now_ns(), before[2] = {0};
 
 	while (!*done) {
-		uint64_t now = now_ns();
+		uint64_t now = now_ns(), moved[2];
+		uint64_t deadline = MIN(patient ? UINT64_MAX : since + c->limit_ns, c->deadline_ns);
 		int ret;
 
-		if (now >= deadline)
+		if (now >= deadline || conn_is_dead(c))
 			return -ETIMEDOUT;
-		ret = conn_step(c, MIN(deadline - now, CONN_IDLE_LIMIT));
+		ret = conn_step(c, MIN(deadline - now, CONN_TELL_NS));
 		if (ret)
 			return ret;
 		if (c->cancelled && !*done)
 			return -ECANCELED;
+		if (*done || now_ns() - now < CONN_TELL_NS)
+			continue;
+		/* It takes long. */
+		read_progress(c, &moved[0], &moved[1]);
+		if (looked && moved[done == &c->recv_done] != before[done == &c->recv_done])
+			since = now_ns();
+		memcpy(before, moved, sizeof(before));
+		looked = true;
 	}
 	return c->cancelled ? -ECANCELED : 0;
 }
@@ -153,12 +238,16 @@ void conn_close(struct conn *c)
 	}
 	if (c->fd >= 0)
 		close(c->fd);
+	pthread_mutex_destroy(&c->out_lock);
 	conn_batches_free(c);
 	*c = (struct conn){.fd = -1};
 }
 
 int conn_error(struct conn *c, int ret, struct errmsg *err)
 {
+	if (conn_is_dead(c) && ret != -ECANCELED)
+		return errmsg_set(err, -ETIMEDOUT, "nothing has come from the %s for %.3g s",
+				  c->peer, (double)c->limit_ns / (double)NS_PER_SEC);
 	switch (ret) {
 	case -ECANCELED:
 		return errmsg_set(err, ret, "cancelled");
@@ -166,8 +255,8 @@ int conn_error(struct conn *c, int ret, struct errmsg *err)
 		if (now_ns() >= c->deadline_ns)
 			return errmsg_set(err, ret, "the %s does not answer in the time allowed",
 					  c->peer);
-		return errmsg_set(err, ret, "the %s has made no progress for %llu s", c->peer,
-				  (unsigned long long)(CONN_IDLE_LIMIT / NS_PER_SEC));
+		return errmsg_set(err, ret, "the %s has made no progress for %.3g s", c->peer,
+				  (double)c->limit_ns / (double)NS_PER_SEC);
 	case -ENODATA:
 		return errmsg_set(err, -ECONNRESET, "the %s closed the connection", c->peer);
 	case -EPIPE:
@@ -209,7 +298,8 @@ int conn_recv_vec(struct conn *c, struct iovec *iov, unsigned n, struct errmsg *
 		int ret;
 
 		c->recv_done = false;
-		io_uring_prep_recvmsg(conn_sqe(c, TAG_RECV), c->fd, &msg, MSG_WAITALL);
+		io_uring_prep_recvmsg(conn_sqe(c, TAG_RECV), c->fd, &msg,
+				      (unsigned)conn_waitall(c));
 		ret = conn_wait(c, &c->recv_done);
 		if (ret && !c->recv_done)
 			end_operation(c, &c->recv_done, SHUT_RD);
@@ -240,51 +330,76 @@ void conn_clean_text(char *text, size_t len)
 	text[len] = 0;
 }
 
-int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
+/* The next one, IDLE included. */
+static int recv_any_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
 {
 	char text[WIRE_TEXT_MAX + 1];
 	int ret;
 
-	for (;;) {
-		c->between_frames = true;
-		ret = conn_recv(c, f, sizeof(*f), err);
-		c->between_frames = false;
+	c->between_frames = true;
+	ret = conn_recv(c, f, sizeof(*f), err);
+	c->between_frames = false;
+	if (ret)
+		return ret;
+	if (f->magic != WIRE_FRAME_MAGIC)
+		return errmsg_set(err, -EPROTO, "the %s sent what is no frame (magic %#x)", c->peer,
+				  f->magic);
+	if (f->seq != c->seq_in)
+		return errmsg_set(err, -EPROTO, "the %s sent frame %u where %u was due", c->peer,
+				  f->seq, c->seq_in);
+	c->seq_in++;
+	if (f->type == 0 || f->type >= WIRE_N_TYPES || f->flags)
+		return errmsg_set(err, -EPROTO, "the %s sent a frame of unknown type %u, flags %#x",
+				  c->peer, f->type, f->flags);
+	if (f->length > wire_max_length(f->type))
+		return errmsg_set(err, -EPROTO,
+				  "the %s sent a %s frame of %u bytes, %u are allowed", c->peer,
+				  wire_type_name(f->type), f->length, wire_max_length(f->type));
+	if (f->type != WIRE_IDLE && f->type != WIRE_CANCEL && f->type != WIRE_FAIL)
+		return 0;
+	ret = conn_recv(c, text, f->length, err);
+	if (ret == 0)
+		ret = conn_verify(c, f, text, f->length, err);
+	if (ret || f->type == WIRE_IDLE)
+		return ret;
+	if (f->type == WIRE_CANCEL)
+		return errmsg_set(err, -ECONNABORTED, "the %s cancelled", c->peer);
+	conn_clean_text(text, f->length);
+	c->peer_failed = true;
+	return errmsg_set(err, -ECONNABORTED, "the %s says: %s", c->peer, text);
+}
+
+int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
+{
+	int ret;
+
+	do
+		ret = recv_any_header(c, f, err);
+	while (ret == 0 && f->type == WIRE_IDLE);
+	return ret;
+}
+
+static bool peer_spoke(const struct conn *c)
+{
+	struct pollfd p = {.fd = c->fd, .events = POLLIN};
+
+	return poll(&p, 1, 0) > 0;
+}
+
+int conn_listen(struct conn *c, struct errmsg *err)
+{
+	struct wire_frame f;
+	int ret;
+
+	while (peer_spoke(c)) {
+		ret = recv_any_header(c, &f, err);
 		if (ret)
 			return ret;
-		if (f->magic != WIRE_FRAME_MAGIC)
-			return errmsg_set(err, -EPROTO, "the %s sent what is no frame (magic %#x)",
-					  c->peer, f->magic);
-		if (f->seq != c->seq_in)
-			return errmsg_set(err, -EPROTO, "the %s sent frame %u where %u was due",
-					  c->peer, f->seq, c->seq_in);
-		c->seq_in++;
-		if (f->type == 0 || f->type >= WIRE_N_TYPES || f->flags)
-			return errmsg_set(err, -EPROTO,
-					  "the %s sent a frame of unknown type %u, flags %#x",
-					  c->peer, f->type, f->flags);
-		if (f->length > wire_max_length(f->type))
-			return errmsg_set(err, -EPROTO,
-					  "the %s sent a %s frame of %u bytes, %u are allowed",
-					  c->peer, wire_type_name(f->type), f->length,
-					  wire_max_length(f->type));
-		if (f->type == WIRE_IDLE || f->type == WIRE_CANCEL || f->type == WIRE_FAIL) {
-			ret = conn_recv(c, text, f->length, err);
-			if (ret == 0)
-				ret = conn_verify(c, f, text, f->length, err);
-			if (ret)
-				return ret;
-		}
-		if (f->type == WIRE_IDLE)
-			continue;
-		if (f->type == WIRE_CANCEL)
-			return errmsg_set(err, -ECONNABORTED, "the %s cancelled", c->peer);
-		if (f->type == WIRE_FAIL) {
-			conn_clean_text(text, f->length);
-			c->peer_failed = true;
-			return errmsg_set(err, -ECONNABORTED, "the %s says: %s", c->peer, text);
-		}
-		return 0;
+		if (f.type != WIRE_IDLE)
+			return errmsg_set(err, -EPROTO, "the %s sent %s where nothing was due",
+					  c->peer, wire_type_name(f.type));
 	}
+	return 0;
 }
 
 int conn_verify(const struct conn *c, const struct wire_frame *f, const void *payload, size_t len,
@@ -341,24 +456,100 @@ int conn_send_error(struct conn *c, int ret, struct errmsg *err)
 	return conn_error(c, ret, err);
 }
 
-/* Sends one piece; *taken turns true once any byte may have left. */
+/* ---- pieces ---- */
+
+static size_t message_len(const struct msghdr *msg)
+{
+	size_t len = 0;
+
+	for (size_t i = 0; i < msg->msg_iovlen; i++)
+		len += msg->msg_iov[i].iov_len;
+	return len;
+}
+
+/* Leaves the first n bytes of it. */
+static void cut_message(struct conn *c, struct msghdr *msg, size_t n)
+{
+	struct iovec *v = msg->msg_iov;
+
+	for (size_t i = 0; i < msg->msg_iovlen; i++, v++) {
+		if (n < v->iov_len) {
+			c->cut = (struct conn_cut){v, v->iov_len, msg->msg_iovlen};
+			v->iov_len = n;
+			msg->msg_iovlen = i + 1;
+			return;
+		}
+		n -= v->iov_len;
+	}
+}
+
+void conn_pace(struct conn *c, struct msghdr *msg)
+{
+	uint64_t now, turn;
+	struct io_uring_sqe *sqe;
+
+	if (!c->rate || rate_get(c->rate) == 0)
+		return;
+	cut_message(c, msg, rate_piece(c->rate));
+	now = now_ns();
+	turn = rate_take(c->rate, now, message_len(msg));
+	if (turn <= now)
+		return;
+	c->turn = (struct __kernel_timespec){.tv_sec = (long long)(turn / NS_PER_SEC),
+					     .tv_nsec = (long long)(turn % NS_PER_SEC)};
+	sqe = conn_sqe(c, TAG_NONE);
+	io_uring_prep_timeout(sqe, &c->turn, 0, IORING_TIMEOUT_ABS | IORING_TIMEOUT_ETIME_SUCCESS);
+	sqe->flags |= IOSQE_IO_LINK;
+}
+
+void conn_paced(struct conn *c, struct msghdr *msg, int res)
+{
+	size_t asked = message_len(msg), done = res > 0 ? (size_t)res : 0;
+
+	if (c->rate && done < asked)
+		rate_give_back(c->rate, asked - done);
+	if (c->cut.iov) {
+		c->cut.iov->iov_len = c->cut.len;
+		msg->msg_iovlen = c->cut.n;
+		c->cut.iov = NULL;
+	}
+}
+
+/* ---- frames going out ---- */
+
+void conn_begin_frame(struct conn *c)
+{
+	pthread_mutex_lock(&c->out_lock);
+	c->out_busy = true;
+	pthread_mutex_unlock(&c->out_lock);
+}
+
+void conn_end_frame(struct conn *c)
+{
+	pthread_mutex_lock(&c->out_lock);
+	c->out_busy = false;
+	pthread_mutex_unlock(&c->out_lock);
+}
+
+/* Sends one message; *taken turns true once any byte may have left. */
 static int send_all(struct conn *c, struct msghdr *msg, bool *taken, struct errmsg *err)
 {
 	for (;;) {
 		int ret;
 
 		c->send_done = false;
+		conn_pace(c, msg);
 		io_uring_prep_sendmsg(conn_sqe(c, TAG_SEND), c->fd, msg,
-				      MSG_WAITALL | MSG_NOSIGNAL);
+				      (unsigned)conn_waitall(c) | MSG_NOSIGNAL);
 		ret = conn_wait(c, &c->send_done);
 		if (ret && !c->send_done) {
 			*taken = true;
 			end_operation(c, &c->send_done, SHUT_RDWR);
 		}
+		conn_paced(c, msg, c->send_res);
 		if (c->send_done && c->send_res > 0) {
 			*taken = true;
 			c->sent += (uint64_t)c->send_res;
-			c->last_sent_ns = now_ns();
 		}
 		if (ret)
 			return conn_error(c, ret, err);
@@ -391,16 +582,60 @@ int conn_send(struct conn *c, enum wire_type type, const void *payload, uint32_t
 	ret = conn_flush(c, err);
 	if (ret)
 		return ret;
+	conn_begin_frame(c);
 	f.seq = c->seq_out++;
 	f.check = wire_check_sum(&f, payload, length);
-	return send_all(c, &msg, taken, err);
+	ret = send_all(c, &msg, taken, err);
+	/* In the middle of one nothing else can be said any more. */
+	if (ret == 0)
+		conn_end_frame(c);
+	return ret;
 }
 
-int conn_keep_alive(struct conn *c, struct errmsg *err)
+/* ---- signs of life ---- */
+
+static void send_idle(struct conn *c)
 {
-	if (now_ns() - c->last_sent_ns < CONN_IDLE_TELL)
-		return 0;
-	return conn_send(c, WIRE_IDLE, NULL, 0, NULL, err);
+	struct wire_frame f = {.magic = WIRE_FRAME_MAGIC, .type = WIRE_IDLE, .seq = c->seq_out};
+	ssize_t n;
+
+	f.check = wire_check_sum(&f, NULL, 0);
+	/* Where there is no room the peer has enough to read. */
+	n = send(c->fd, &f, sizeof(f), MSG_NOSIGNAL | MSG_DONTWAIT);
+	if (n <= 0)
+		return;
+	c->seq_out++;
+	c->sent += (uint64_t)n;
+	if (c->rate)
+		rate_take(c->rate, now_ns(), (size_t)n);
+	if (n < (ssize_t)sizeof(f))
+		conn_break(c);
+}
+
+void conn_tell(struct conn *c)
+{
+	pthread_mutex_lock(&c->out_lock);
+	if (c->tells && !c->out_busy && c->told_sent == c->sent)
+		send_idle(c);
+	c->told_sent = c->sent;
+	pthread_mutex_unlock(&c->out_lock);
+}
+
+static void set_tells(struct conn *c, bool tells)
+{
+	pthread_mutex_lock(&c->out_lock);
+	c->tells = tells;
+	pthread_mutex_unlock(&c->out_lock);
+}
+
+void conn_let_tell(struct conn *c)
+{
+	set_tells(c, true);
+}
+
+void conn_hush(struct conn *c)
+{
+	set_tells(c, false);
 }
 
 int conn_send_prelude(struct conn *c, uint64_t session, struct errmsg *err)
@@ -456,7 +691,10 @@ void conn_fail(struct conn *c, enum wire_type type, const char *text)
 	struct errmsg ignored = {0};
 	char buf[sizeof(f) + WIRE_TEXT_MAX], sink[4096];
 
-	/* In the middle of a batch the peer could not make sense of it: let those under way end. */
+	/* In the middle of a batch the peer could not make sense of it: let the one under way end.
+	 */
+	conn_hush(c);
+	conn_batches_drop(c);
 	c->cancel_fd = -1;
 	c->cancelled = false;
 	c->deadline_ns = deadline;

@@ -10,8 +10,16 @@
  *	conn_send_batch()     queued behind the others; the next can be filled meanwhile
  *
  * A stream keeps order only if one send is under way at a time, so the queue is worked off in
- * order, each as one MSG_WAITALL send. Every wait also watches cancel_fd and a limit for how
- * long the peer may make no progress.
+ * order. Every wait also watches cancel_fd and a limit for how long the peer may make no progress:
+ * neither take nor send a single byte. That alone would not notice a peer that is gone while there
+ * is nothing to say: on the main connection each side therefore says IDLE whenever it has said
+ * nothing else for a moment, whatever its threads are waiting for, and takes a peer that says
+ * nothing at all for as long as the limit for dead (pulse.h). On the others, which may be silent
+ * between rounds, TCP itself looks after that.
+ *
+ * With a limit for the rate (rate.h) a send is of no more than what may go at once. Its turn is
+ * waited for in the kernel, by a timeout that the send is linked to: so waiting for one's turn is
+ * waiting for the send, and whoever does so watches all that is watched there.
  *
  * Large batches are first sent without a copy (IORING_OP_SEND_ZC): the socket then refers to the
  * batch's own memory, which is free again only when the peer has acknowledged it and the kernel
@@ -23,18 +31,23 @@
 #define GODWIT_MIGRATE_CONN_H
 
 #include <liburing.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
 
 #include "../vmm/log.h"
+#include "rate.h"
 #include "wire.h"
 
 #define CONN_BATCHES 4U
 #define CONN_BATCH_BYTES ((size_t)WIRE_BATCH_PAGES * PAGE_SIZE)
-#define CONN_HEADERS_BYTES (2 * PAGE_SIZE)  /* room for what goes before a batch's data */
-#define CONN_IDLE_LIMIT (30 * NS_PER_SEC)   /* without any progress the peer counts as dead */
-#define CONN_IDLE_TELL (2 * NS_PER_SEC)	    /* a busy side says that it is alive this often */
+#define CONN_HEADERS_BYTES (2 * PAGE_SIZE)   /* room for what goes before a batch's data */
+#define CONN_LIMIT_DEFAULT (30 * NS_PER_SEC) /* without any progress the peer counts as dead */
+#define CONN_LIMIT_MIN NS_PER_SEC
+/* A side says that it is alive this often: a quarter of the least that its peer may have as limit.
+ */
+#define CONN_TELL_NS (CONN_LIMIT_MIN / 4)
 #define CONN_OPEN_LIMIT (10 * NS_PER_SEC)   /* for a connection to come about */
 #define CONN_PRELUDE_LIMIT (5 * NS_PER_SEC) /* the first thing that a source does is to send it */
 
@@ -56,6 +69,7 @@ struct conn_batch {
 	unsigned n_pieces;
 	struct iovec iov[1 + WIRE_BATCH_DESCS];
 	struct msghdr msg;
+	size_t room;	   /* for contents: CONN_BATCH_BYTES, or less where the rate is low */
 	unsigned held;	   /* sends whose memory the kernel may still refer to */
 	bool zerocopy;	   /* the latest of them was to be without a copy */
 	bool copied;	   /* one of them was not */
@@ -70,7 +84,19 @@ struct conn {
 	uint32_t seq_out, seq_in;
 	_Atomic uint64_t sent, received; /* bytes; others may look */
 	uint64_t blocked_ns;		 /* spent waiting for a free batch: the network is slow */
-	uint64_t last_sent_ns;
+	struct rate *rate;		 /* shared by the move's connections; NULL: no limit */
+	struct __kernel_timespec turn;	 /* when the next piece may be sent */
+	struct conn_cut {
+		struct iovec *iov; /* the last of the piece; NULL when nothing is cut off */
+		size_t len, n;	   /* its own length; pieces of the whole message */
+	} cut;
+	uint64_t limit_ns;	  /* see conn_set_limit() */
+	pthread_mutex_t out_lock; /* guards: */
+	bool out_busy;		  /* its owner is in the middle of a frame; else also: seq_out */
+	bool tells;		  /* conn_tell() does */
+	uint64_t told_sent;	  /* `sent` when it looked last */
+	_Atomic bool dead;	  /* nothing came for the limit (pulse.h); others may set it */
+	const struct conn *main;  /* of another than the main one: the peer is dead if there */
 	struct conn_batch batch[CONN_BATCHES];
 	unsigned next_free; /* batches circle in this order */
 	unsigned queued;    /* filled and not yet sent, oldest first */
@@ -82,6 +108,7 @@ struct conn {
 	unsigned zc_starved;			/* see weigh_wait() */
 	_Atomic uint64_t zc_tried, zc_uncopied; /* bytes, of `sent`; others may look */
 	bool between_frames;
+	bool tcp;     /* what its peer's host has taken can be asked of the kernel */
 	bool local;   /* both ends are on this host */
 	bool patient; /* the peer may be silent between frames for as long as it likes */
 	bool cancel_polled;
@@ -96,6 +123,12 @@ struct conn {
 
 /* Takes fd over in any case. 0 or -errno with the cause in err. */
 int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err);
+
+/*
+ * How long the peer may make no progress, CONN_LIMIT_DEFAULT unless it is set; TCP gets the same
+ * for what it can notice by itself.
+ */
+void conn_set_limit(struct conn *c, uint64_t limit_ns);
 
 /* Makes every operation under way, and each later one, fail. Any thread, as long as it is open. */
 void conn_break(struct conn *c);
@@ -127,8 +160,23 @@ void conn_settle(struct conn *c);
 /* Waits until every batch has been taken by the socket. */
 int conn_flush(struct conn *c, struct errmsg *err);
 
-/* Sends an IDLE frame if nothing was sent for CONN_IDLE_TELL. */
-int conn_keep_alive(struct conn *c, struct errmsg *err);
+/*
+ * Takes in what the kernel and the peer have to say, and goes on with what is queued, without
+ * waiting: for one who sends pages, and has none to send for a while. 0, or as conn_send_batch().
+ */
+int conn_poll(struct conn *c, struct errmsg *err);
+
+/*
+ * Sends an IDLE frame if nothing has been sent since the last look and no frame is on its way.
+ * Any thread, as long as it is open; once the owner has let it. conn_hush(): no more from here on,
+ * as a frame follows after which there is nothing to say.
+ */
+void conn_tell(struct conn *c);
+void conn_let_tell(struct conn *c);
+void conn_hush(struct conn *c);
+
+/* A number that changes whenever anything has come from the peer, read here or not. Any thread. */
+uint64_t conn_heard(const struct conn *c);
 
 /*
  * Receives the next frame's header and checks it: magic, sequence, length against its type. IDLE

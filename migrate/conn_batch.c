@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <linux/sockios.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -90,7 +89,7 @@ static void prepare_zerocopy(const struct conn *c, struct io_uring_sqe *sqe, con
 	 * MSG_EOR: the next batch begins a socket buffer of its own. Where two share one the kernel
 	 * tells of both only when it has done with both, and so on through all that follow.
 	 */
-	int flags = MSG_WAITALL | MSG_NOSIGNAL | MSG_EOR;
+	int flags = conn_waitall(c) | MSG_NOSIGNAL | MSG_EOR;
 	unsigned how = c->zc_report ? IORING_SEND_ZC_REPORT_USAGE : 0;
 
 	if (c->zc_registered)
@@ -153,12 +152,14 @@ static void submit_oldest(struct conn *c)
 
 	c->send_done = false;
 	b->held++;
+	conn_pace(c, &b->msg);
 	b->zerocopy = want_zerocopy(c, b);
 	sqe = conn_sqe(c, TAG_BATCH + i);
 	if (b->zerocopy)
 		prepare_zerocopy(c, sqe, b->msg.msg_iov);
 	else
-		io_uring_prep_sendmsg(sqe, c->fd, &b->msg, MSG_WAITALL | MSG_NOSIGNAL);
+		io_uring_prep_sendmsg(sqe, c->fd, &b->msg,
+				      (unsigned)conn_waitall(c) | MSG_NOSIGNAL);
 }
 
 /* A send without a copy completes twice, as IORING_CQE_F_MORE says: sent, and let go of. */
@@ -189,17 +190,19 @@ int conn_batches_reap(struct conn *c, struct errmsg *err)
 			&c->batch[(c->next_free + CONN_BATCHES - c->queued) % CONN_BATCHES];
 		bool again = b->zerocopy && refused_zerocopy(c, c->send_res);
 
+		conn_paced(c, &b->msg, c->send_res);
 		if (c->send_res <= 0 && !again) {
 			c->queued = 0;
 			return conn_send_error(c, c->send_res ? c->send_res : -EPIPE, err);
 		}
 		if (!again) {
 			c->sent += (uint64_t)c->send_res;
-			c->last_sent_ns = now_ns();
 			if (conn_advance(&b->msg, (size_t)c->send_res))
 				c->queued--;
-			if (c->queued == 0)
+			if (c->queued == 0) {
+				conn_end_frame(c);
 				break;
+			}
 		}
 		submit_oldest(c);
 		if (conn_step(c, 0))
@@ -220,24 +223,6 @@ static int wait_moved(struct conn *c, struct errmsg *err)
 	if (ret)
 		return conn_error(c, ret, err);
 	return conn_batches_reap(c, err);
-}
-
-static bool peer_spoke(const struct conn *c)
-{
-	struct pollfd p = {.fd = c->fd, .events = POLLIN};
-
-	return poll(&p, 1, 0) > 0;
-}
-
-/* A peer that has only to listen has something to say: that it cannot go on. */
-static int unexpected_word(struct conn *c, struct errmsg *err)
-{
-	struct wire_frame f;
-	int ret = conn_recv_header(c, &f, err);
-
-	return ret ? ret
-		   : errmsg_set(err, -EPROTO, "the %s sent %s while pages were on their way",
-				c->peer, wire_type_name(f.type));
 }
 
 struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err)
@@ -261,6 +246,7 @@ struct conn_batch *conn_batch(struct conn *c, int *ret, struct errmsg *err)
 	weigh_wait(c, waited);
 	b->head = (struct wire_batch){0};
 	b->n_pieces = 0;
+	b->room = c->rate ? rate_frame(c->rate, CONN_BATCH_BYTES) : CONN_BATCH_BYTES;
 	return b;
 }
 
@@ -275,6 +261,20 @@ void conn_batch_piece(struct conn_batch *b, const void *piece, size_t len)
 			(struct iovec){.iov_base = (void *)(uintptr_t)piece, .iov_len = len};
 }
 
+int conn_poll(struct conn *c, struct errmsg *err)
+{
+	int ret = conn_step(c, 0);
+
+	if (ret == 0 && c->cancelled)
+		ret = -ECANCELED;
+	else if (ret == 0 && conn_is_dead(c))
+		ret = -ETIMEDOUT;
+	if (ret)
+		return conn_error(c, ret, err);
+	ret = conn_listen(c, err);
+	return ret ? ret : conn_batches_reap(c, err);
+}
+
 int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
 {
 	size_t descs = sizeof(b->head) + b->head.n_descs * sizeof(b->desc[0]);
@@ -283,11 +283,12 @@ int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
 		.magic = WIRE_FRAME_MAGIC,
 		.type = WIRE_PAGES,
 		.length = (uint32_t)(descs + contents),
-		.seq = c->seq_out++,
 	};
 	uint8_t *start = b->data - descs - sizeof(frame);
-	int ret;
 
+	if (c->queued == 0)
+		conn_begin_frame(c);
+	frame.seq = c->seq_out++;
 	frame.check = wire_check_sum(&frame, &b->head, descs);
 	/* They end where the data begins: one piece. head and desc lie side by side, too. */
 	memcpy(start, &frame, sizeof(frame));
@@ -302,14 +303,7 @@ int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
 	c->queued++;
 	if (c->queued == 1)
 		submit_oldest(c);
-	ret = conn_step(c, 0);
-	if (ret == 0 && c->cancelled)
-		ret = -ECANCELED;
-	if (ret)
-		return conn_error(c, ret, err);
-	if (peer_spoke(c))
-		return unexpected_word(c, err);
-	return conn_batches_reap(c, err);
+	return conn_poll(c, err);
 }
 
 void conn_settle(struct conn *c)
@@ -329,6 +323,16 @@ int conn_flush(struct conn *c, struct errmsg *err)
 }
 
 /* ---- the end ---- */
+
+void conn_batches_drop(struct conn *c)
+{
+	unsigned drop = c->queued ? c->queued - 1 : 0;
+
+	/* One send is under way at a time. */
+	c->next_free = (c->next_free + CONN_BATCHES - drop) % CONN_BATCHES;
+	c->seq_out -= drop;
+	c->queued -= drop;
+}
 
 static bool any_held(const struct conn *c)
 {

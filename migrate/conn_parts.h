@@ -28,13 +28,37 @@ int conn_wait(struct conn *c, const bool *done);
 /* Moves a message on by n bytes; true when nothing is left. */
 bool conn_advance(struct msghdr *msg, size_t n);
 
+/*
+ * Makes of a message the piece that may be sent next, and has the operation that is prepared after
+ * this wait for its turn. After it: takes note of its result, and makes the message whole again.
+ */
+void conn_pace(struct conn *c, struct msghdr *msg);
+void conn_paced(struct conn *c, struct msghdr *msg, int res);
+
+/* Has the peer been silent for too long, on this connection or the main one? */
+bool conn_is_dead(const struct conn *c);
+
+/* Of a frame: none of its bytes has been handed over yet; all have been. */
+void conn_begin_frame(struct conn *c);
+void conn_end_frame(struct conn *c);
+
+/* MSG_WAITALL where the kernel can tell of progress within an operation, else nothing. */
+int conn_waitall(const struct conn *c);
+
 /* Says what went wrong; -errno. */
 int conn_error(struct conn *c, int ret, struct errmsg *err);
 
 /* The same of a send: what the peer said before it left counts more than how it left. */
 int conn_send_error(struct conn *c, int ret, struct errmsg *err);
 
+/* Takes in what a peer that has only to listen has said: that it lives. What else it says is that
+ * it cannot go on: its -errno, as of conn_recv_header(). */
+int conn_listen(struct conn *c, struct errmsg *err);
+
 /* ---- conn_batch.c ---- */
+
+/* Those of which nothing has been sent yet never will be. */
+void conn_batches_drop(struct conn *c);
 
 int conn_batches_init(struct conn *c, struct errmsg *err);
 

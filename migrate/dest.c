@@ -74,19 +74,10 @@ bool dest_was_cancelled(struct receiver *r)
 int dest_still_wanted(void *receiver)
 {
 	struct receiver *r = receiver;
-	struct wire_frame f;
-	int ret;
 
 	if (dest_was_cancelled(r))
 		return errmsg_set(&r->err, -ECANCELED, "cancelled");
-	if (!conn_peer_gone(&r->conn))
-		return conn_keep_alive(&r->conn, &r->err);
-	/* It may have said why. */
-	ret = conn_recv_header(&r->conn, &f, &r->err);
-	return ret ? ret
-		   : errmsg_set(&r->err, -EPROTO,
-				"the source sent %s while it had to wait for an answer",
-				wire_type_name(f.type));
+	return conn_poll(&r->conn, &r->err);
 }
 
 static void run_on_loop(struct loop_task *task)
@@ -167,6 +158,8 @@ static int on_commit(struct receiver *r, const struct wire_frame *f, const uint8
 	/* Refusing now is our word that the guest has not run here: the source may go on. */
 	if (cancelled)
 		return errmsg_set(&r->err, -ECANCELED, "cancelled");
+	/* From now on the source only waits for our answer. */
+	pulse_expect_silence(&r->pulse);
 	/* Its disks' locks and the like, which the source has given up. */
 	ret = vm_acquire_devices(r->vm, &r->err);
 	if (ret)
@@ -175,6 +168,7 @@ static int on_commit(struct receiver *r, const struct wire_frame *f, const uint8
 	vm_resume_devices(r->vm);
 	vm_resume(r->vm, VM_PAUSE_START);
 	r->running = true;
+	conn_hush(&r->conn);
 	/* The guest is ours whether or not the source hears of it. */
 	if (conn_send(&r->conn, WIRE_RUNNING, NULL, 0, NULL, &ignored))
 		log_warn("the guest runs here, but the source could not be told: %s", ignored.text);
@@ -310,6 +304,7 @@ static void *run_receiver(void *arg)
 		conn_fail(&r->conn, WIRE_FAIL, r->err.text);
 
 	door_close(&r->door);
+	pulse_stop(&r->pulse);
 	stop_listening(r);
 	dest_publish(r);
 	lanes_close(&r->lanes, &cpu);
@@ -350,6 +345,8 @@ int receive_listen(struct receiver **out, const struct receive_options *opt,
 		return errmsg_set(err, -ENOMEM, "no memory for a receiver");
 	r->opt = *opt;
 	r->conn.fd = r->base_fd = r->kept.ram.fd = -1;
+	if (r->opt.peer_timeout_ns == 0)
+		r->opt.peer_timeout_ns = CONN_LIMIT_DEFAULT;
 	r->done_task.run = run_done;
 	r->loop_task.run = run_on_loop;
 	pthread_mutex_init(&r->lock, NULL);

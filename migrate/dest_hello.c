@@ -208,7 +208,7 @@ int dest_on_hello(struct receiver *r, const struct wire_frame *f, const uint8_t 
 	ret = welcome(r);
 	if (ret == 0 && connections > 1)
 		ret = lanes_open(&r->lanes, connections - 1, &r->door, r->cancel_fd, r->session,
-				 rounds, r->conn.fd, &r->store, &r->err);
+				 rounds, &r->conn, &r->store, &r->err);
 	dest_set_phase(r, MIGRATE_PRECOPY);
 	return ret;
 }

@@ -26,6 +26,7 @@ static int take_connection(struct receiver *r, const struct arrival *a)
 
 	if (ret)
 		return ret;
+	conn_set_limit(&r->conn, r->opt.peer_timeout_ns);
 	dest_set_phase(r, MIGRATE_HANDSHAKE);
 	ret = conn_take_prelude(&r->conn, &a->prelude, &r->session, &r->err);
 	if (ret == 0)
@@ -35,6 +36,8 @@ static int take_connection(struct receiver *r, const struct arrival *a)
 		sent = conn_send_prelude(&r->conn, r->session, &r->err);
 		ret = ret ? ret : sent;
 	}
+	if (ret == 0)
+		ret = pulse_start(&r->pulse, &r->conn, &r->err);
 	return ret;
 }
 
@@ -60,6 +63,7 @@ int dest_take_source(struct receiver *r)
 			return ret;
 		log_debug("a peer that came for what is kept here was turned away: %s",
 			  r->err.text);
+		pulse_stop(&r->pulse);
 		conn_close(&r->conn);
 		door_admit(&r->door, false, 0);
 		dest_set_phase(r, MIGRATE_KEEPING);
@@ -104,6 +108,7 @@ int dest_keep(struct receiver *r, int ret)
 	r->store.pages_stored += stored;
 	r->store.pages_zeroed += zeroed;
 	lanes_close(&r->lanes, &cpu);
+	pulse_stop(&r->pulse);
 	r->received += r->conn.received;
 	conn_close(&r->conn);
 	door_admit(&r->door, false, 0);

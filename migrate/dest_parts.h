@@ -15,6 +15,7 @@
 #include "hashes.h"
 #include "lanes.h"
 #include "migrate.h"
+#include "pulse.h"
 #include "store.h"
 
 /* What is left of a guest when its connection broke; the table of it is receiver.hashes. */
@@ -49,6 +50,7 @@ struct receiver {
 	/* The thread's own. */
 	struct vm *vm;
 	struct conn conn;
+	struct pulse pulse;
 	struct hashes hashes;
 	struct errmsg err;
 	uint64_t start_ns, stop_ns;

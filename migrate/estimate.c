@@ -25,8 +25,9 @@ void estimate_learn(struct estimate *e, const struct round_cost *c, bool first)
 	double byte_ns = c->bytes ? (double)c->ns / (double)c->bytes : 0, bytes;
 
 	/* A few bytes only tell that it is no slower than that. */
-	if (c->bytes >= WIRE_SAMPLE_MIN || e->byte_ns <= 0 || byte_ns < e->byte_ns)
+	if (c->bytes >= WIRE_SAMPLE_MIN || e->stale || e->byte_ns <= 0 || byte_ns < e->byte_ns)
 		e->byte_ns = byte_ns;
+	e->stale = false;
 	if (c->scanned >= WORK_SAMPLE_MIN)
 		e->page_ns = (double)c->work_ns / c->workers / (double)c->scanned;
 	/* Others may all be new. */
@@ -43,12 +44,27 @@ void estimate_learn(struct estimate *e, const struct round_cost *c, bool first)
 	e->seen = c->scanned;
 }
 
+void estimate_set_cap(struct estimate *e, uint64_t bytes_per_s)
+{
+	double cap_ns = bytes_per_s ? (double)NS_PER_SEC / (double)bytes_per_s : 0;
+
+	/* What was measured may have been the limit's doing. */
+	if (cap_ns < e->cap_ns)
+		e->stale = true;
+	e->cap_ns = cap_ns;
+}
+
+double estimate_byte_ns(const struct estimate *e)
+{
+	return MAX(e->byte_ns, e->cap_ns);
+}
+
 uint64_t estimate_pages_ns(const struct estimate *e, uint64_t pages)
 {
 	uint64_t known = MIN(pages, e->seen);
 	double work = (double)pages * e->page_ns;
 	double bytes = (double)known * e->seen_bytes + (double)(pages - known) * e->page_bytes;
-	double wire = bytes * e->byte_ns;
+	double wire = bytes * estimate_byte_ns(e);
 
 	return (uint64_t)(work > wire ? work : wire);
 }

@@ -22,6 +22,8 @@ struct estimate {
 	double page_bytes; /* of a page that is sent whole, framing included */
 	double seen_bytes; /* of a dirty page, in the latest round but the first */
 	uint64_t seen;	   /* pages of that round; 0: there was none */
+	double cap_ns;	   /* of a byte, that it takes at least; 0: no limit is set */
+	bool stale;	   /* byte_ns is of a limit that has been raised since */
 };
 
 /* What a round has cost. */
@@ -38,6 +40,15 @@ void estimate_init(struct estimate *e);
 
 /* Learns from a round; first: the one that had all of RAM. */
 void estimate_learn(struct estimate *e, const struct round_cost *c, bool first);
+
+/*
+ * What may be sent from now on, 0 for no limit. It counts at once when it is slower than what was
+ * measured; when it has been raised, the next round's speed counts, however short it was.
+ */
+void estimate_set_cap(struct estimate *e, uint64_t bytes_per_s);
+
+/* Of a byte on the wire; 0: not known. */
+double estimate_byte_ns(const struct estimate *e);
 
 /* Nanoseconds that so many dirty pages would take. */
 uint64_t estimate_pages_ns(const struct estimate *e, uint64_t pages);

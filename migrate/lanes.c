@@ -65,7 +65,7 @@ static void *run_lane(void *arg)
 
 /* Whoever has connected: 1 when it belongs to us, 0 when it was turned away. */
 static int take_one(struct conn *c, const struct arrival *a, int cancel_fd, uint64_t session,
-		    uint64_t deadline, struct errmsg *err)
+		    uint64_t deadline, const struct conn *main, struct errmsg *err)
 {
 	struct errmsg why = {0};
 	uint64_t theirs = 0;
@@ -73,6 +73,8 @@ static int take_one(struct conn *c, const struct arrival *a, int cancel_fd, uint
 
 	if (ret)
 		return ret;
+	c->main = main;
+	conn_set_limit(c, main->limit_ns);
 	c->deadline_ns = MIN(deadline, now_ns() + CONN_PRELUDE_LIMIT);
 	ret = conn_take_prelude(c, &a->prelude, &theirs, &why);
 	if (ret == 0 && theirs == session)
@@ -105,11 +107,13 @@ static int start_lane(struct lane *w, struct errmsg *err)
 	return 0;
 }
 
-static int init_lanes(struct lanes *l, unsigned n, int main_fd)
+static int init_lanes(struct lanes *l, unsigned n, const struct conn *main)
 {
 	pthread_condattr_t attr;
 
-	*l = (struct lanes){.lane = calloc(n, sizeof(*l->lane)), .main_fd = main_fd};
+	*l = (struct lanes){.lane = calloc(n, sizeof(*l->lane)),
+			    .main_fd = main->fd,
+			    .limit_ns = main->limit_ns};
 	if (!l->lane)
 		return -ENOMEM;
 	pthread_mutex_init(&l->lock, NULL);
@@ -121,11 +125,12 @@ static int init_lanes(struct lanes *l, unsigned n, int main_fd)
 }
 
 int lanes_open(struct lanes *l, unsigned n, struct door *door, int cancel_fd, uint64_t session,
-	       uint32_t rounds, int main_fd, const struct store *like, struct errmsg *err)
+	       uint32_t rounds, const struct conn *main, const struct store *like,
+	       struct errmsg *err)
 {
 	uint64_t deadline = now_ns() + CONN_OPEN_LIMIT;
 	struct errmsg why = {0};
-	int ret = init_lanes(l, n, main_fd);
+	int ret = init_lanes(l, n, main);
 
 	l->released = rounds;
 	if (ret)
@@ -140,7 +145,7 @@ int lanes_open(struct lanes *l, unsigned n, struct door *door, int cancel_fd, ui
 					  l->n + 1, n + 1);
 		if (ret)
 			return errmsg_set(err, ret, "%s", why.text);
-		ret = take_one(&w->conn, &a, cancel_fd, session, deadline, err);
+		ret = take_one(&w->conn, &a, cancel_fd, session, deadline, main, err);
 		if (ret < 0)
 			return ret;
 		if (ret == 0)
@@ -172,7 +177,7 @@ static int count_behind(const struct lanes *l, uint32_t round, unsigned *behind,
 
 int lanes_end_round(struct lanes *l, uint32_t round, struct errmsg *err)
 {
-	uint64_t received = 0, since = now_ns();
+	uint64_t heard = 0, since = now_ns();
 	unsigned behind;
 	int ret;
 
@@ -181,19 +186,20 @@ int lanes_end_round(struct lanes *l, uint32_t round, struct errmsg *err)
 	pthread_mutex_lock(&l->lock);
 	while ((ret = count_behind(l, round, &behind, err)) == 0 && behind) {
 		uint64_t now = now_ns(), sum = 0;
-		struct timespec at = {.tv_sec = (time_t)(now / NS_PER_SEC) + 1};
+		uint64_t next = now + CONN_TELL_NS;
+		struct timespec at = {.tv_sec = (time_t)(next / NS_PER_SEC),
+				      .tv_nsec = (long)(next % NS_PER_SEC)};
 
 		for (unsigned i = 0; i < l->n; i++)
-			sum += l->lane[i].conn.received;
-		if (sum != received)
+			sum += conn_heard(&l->lane[i].conn);
+		if (sum != heard)
 			since = now;
-		received = sum;
-		if (now - since > CONN_IDLE_LIMIT) {
+		heard = sum;
+		if (now - since > l->limit_ns) {
 			ret = errmsg_set(err, -ETIMEDOUT,
 					 "%u of the source's connections have made no progress "
-					 "for %llu s",
-					 behind,
-					 (unsigned long long)(CONN_IDLE_LIMIT / NS_PER_SEC));
+					 "for %.3g s",
+					 behind, (double)l->limit_ns / (double)NS_PER_SEC);
 			break;
 		}
 		pthread_cond_timedwait(&l->changed, &l->lock, &at);

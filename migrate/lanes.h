@@ -30,6 +30,7 @@ struct lane {
 struct lanes {
 	unsigned n;
 	struct lane *lane;
+	uint64_t limit_ns;    /* without any progress, of those that have not ended their round */
 	int main_fd;	      /* shut for reading when one fails, so that its reader hears of it */
 	pthread_mutex_t lock; /* guards: */
 	pthread_cond_t changed;
@@ -39,11 +40,13 @@ struct lanes {
 
 /*
  * Waits until n connections of the session have come in by the door and joined, and starts to store
- * what comes on them; rounds: that are over. Others that come are turned away. -ETIMEDOUT,
- * -ECANCELED, -errno with the cause in err; lanes_close() is due in any case.
+ * what comes on them; rounds: that are over; main: the source's first connection, whose limit is
+ * theirs, too. Others that come are turned away. -ETIMEDOUT, -ECANCELED, -errno with the cause in
+ * err; lanes_close() is due in any case.
  */
 int lanes_open(struct lanes *l, unsigned n, struct door *door, int cancel_fd, uint64_t session,
-	       uint32_t rounds, int main_fd, const struct store *like, struct errmsg *err);
+	       uint32_t rounds, const struct conn *main, const struct store *like,
+	       struct errmsg *err);
 
 /* Waits for the end of the round on all of them, then lets them go on. The first failure's -errno,
  * -ETIMEDOUT when nothing comes any more. */

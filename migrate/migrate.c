@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <strings.h>
 
 #include "../vmm/util.h"
 
@@ -48,6 +49,40 @@ const char *migrate_status_name(enum migrate_status s)
 		return "uncertain";
 	}
 	return "?";
+}
+
+int migrate_parse_bandwidth(const char *text, uint64_t *bytes_per_s)
+{
+	static const struct {
+		const char *suffix;
+		uint64_t bits;
+	} units[] = {{"bit", 1}, {"kbit", 1000}, {"Mbit", 1000000}, {"Gbit", 1000000000}};
+	size_t digits = strspn(text, "0123456789");
+	uint64_t n = 0;
+	int ret;
+
+	*bytes_per_s = 0;
+	if (strcmp(text, "unlimited") == 0)
+		return 0;
+	ret = parse_size(text, &n);
+	for (size_t i = 0; i < ARRAY_SIZE(units) && ret == -EINVAL; i++) {
+		char number[24] = "";
+
+		if (strcasecmp(text + digits, units[i].suffix) != 0 || digits >= sizeof(number))
+			continue;
+		memcpy(number, text, digits);
+		ret = parse_size(number, &n);
+		if (ret == 0 && !mul_u64(n, units[i].bits, &n))
+			ret = -ERANGE;
+		n /= 8;
+		break;
+	}
+	if (ret)
+		return ret;
+	if (n > INT64_MAX || (n < MIGRATE_BANDWIDTH_MIN && strspn(text, "0") != strlen(text)))
+		return -ERANGE;
+	*bytes_per_s = n;
+	return 0;
 }
 
 int migrate_parse_compress(const char *text, enum migrate_compress *mode, int *level)

@@ -33,6 +33,8 @@
 #define MIGRATE_DOWNTIME_DEFAULT (50 * NS_PER_MS)
 #define MIGRATE_TIMEOUT_DEFAULT (3600 * NS_PER_SEC)
 #define MIGRATE_KEEP_DEFAULT (600 * NS_PER_SEC) /* of either side, when a connection breaks */
+#define MIGRATE_BANDWIDTH_MIN 8000U		/* bytes a second: 64kbit */
+#define MIGRATE_PEER_TIMEOUT_MIN NS_PER_SEC
 
 enum migrate_verify {
 	MIGRATE_VERIFY_STREAM, /* the destination's hashes of what it stored against the source's
@@ -50,6 +52,12 @@ enum migrate_compress {
 
 /* "off", "auto", "zstd" or "zstd:LEVEL". -EINVAL. */
 int migrate_parse_compress(const char *text, enum migrate_compress *mode, int *level);
+
+/*
+ * "1Gbit", "100Mbit", "64kbit" (decimal), a size for bytes a second ("125M"), "0" or "unlimited",
+ * to bytes a second, 0 for no limit. -EINVAL, -ERANGE when it is too little or too much.
+ */
+int migrate_parse_bandwidth(const char *text, uint64_t *bytes_per_s);
 
 enum migrate_phase {
 	MIGRATE_IDLE,
@@ -86,6 +94,13 @@ struct migrate_round {
 	uint64_t wire_bytes;
 };
 
+/* What one connection has sent. */
+struct migrate_connection {
+	uint64_t bytes;
+	uint64_t bytes_per_s;	 /* over the present round */
+	uint64_t uncopied_bytes; /* of these: sent without a copy, as far as the kernel has told */
+};
+
 /* Progress while it runs and, once done, the report. Counts of pages are 4 KiB pages. */
 struct migrate_stats {
 	enum migrate_phase phase;
@@ -117,8 +132,16 @@ struct migrate_stats {
 	uint32_t reconnects; /* how often they broke and were made anew (destination: or may be) */
 	uint64_t held_pages; /* that the destination had when the latest were made */
 	uint64_t failed_pause_ns; /* source: the guest stood for a handover that was broken off */
-	uint64_t cpu_ns;	  /* that this side's threads of the migration have used */
-	uint64_t estimate_downtime_ns; /* what the source expected when it paused */
+	struct migrate_connection each[MIGRATE_CONNECTIONS_MAX]; /* source: the first so many */
+	uint64_t bandwidth; /* source: what it may send at present, bytes a second; 0: no limit */
+	/*
+	 * Source: how long this round, and all of the move, will still take, if things go on as
+	 * they do. 0: not known, or not to be foreseen, as the guest writes too much.
+	 */
+	uint64_t round_eta_ns, eta_ns;
+	uint64_t cpu_ns; /* that this side's threads of the migration have used */
+	/* What the source expects of the pause, after the latest round: 0 before there was one. */
+	uint64_t estimate_downtime_ns;
 	/*
 	 * Downtime in parts (source): pausing, saving the state, sending the last pages and the
 	 * state, loading and proof at the destination, commit.
@@ -137,6 +160,8 @@ struct migrate_options {
 	uint64_t reconnect_ns;	 /* try for so long to reach a destination again; 0: not at all */
 	char leave[VM_PATH_MAX]; /* path where RAM is left behind once the guest has gone; "": none
 				  */
+	uint64_t bandwidth; /* bytes a second over all connections, all that is sent; 0: no limit */
+	uint64_t peer_timeout_ns; /* a silent peer is dead after it, from _MIN; 0: the default */
 };
 
 struct migration;
@@ -155,6 +180,13 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 /* Gives up if that is still possible: 0, or -EALREADY when COMMIT may be out. Any thread. */
 int migrate_cancel(struct migration *m);
 
+/*
+ * Changes, while it runs, what it may send (bytes a second, 0 for no limit), which counts at once,
+ * and the allowed pause, which counts from the end of the present round. NULL leaves one as it is.
+ * What is in force is in the figures. Any thread.
+ */
+void migrate_tune(struct migration *m, const uint64_t *bandwidth, const uint64_t *downtime_ns);
+
 /* A consistent copy of the figures; any thread, any time until free. */
 void migrate_get_stats(struct migration *m, struct migrate_stats *out);
 
@@ -172,6 +204,7 @@ struct receive_options {
 	uint64_t keep_ns; /* when the connection breaks, wait so long for the source to come back */
 	char base[VM_PATH_MAX]; /* path of an older image of the guest's RAM (ram_image.h); "": none
 				 */
+	uint64_t peer_timeout_ns; /* a silent source is dead after it, from _MIN; 0: the default */
 	/*
 	 * Builds the machine out of the source's description once it has been checked; the VM has
 	 * VM_PAUSE_START set. May change cfg (name). Runs on the loop's thread.

@@ -49,7 +49,11 @@ static int flush_batch(struct page_path *p, struct errmsg *err)
 		return ret;
 	if (b->head.packed)
 		count(&p->total.packed, b->head.n_data);
-	return conn_send_batch(p->conn, b, err);
+	ret = conn_send_batch(p->conn, b, err);
+	/* Where the network is slow a range takes long. */
+	if (ret == 0 && p->tick)
+		ret = p->tick(p->tick_arg, err);
+	return ret;
 }
 
 static int ensure_batch(struct page_path *p, struct errmsg *err)
@@ -57,7 +61,7 @@ static int ensure_batch(struct page_path *p, struct errmsg *err)
 	int ret;
 
 	if (p->batch && p->batch->head.n_descs < WIRE_BATCH_DESCS &&
-	    wire_batch_unpacked(&p->batch->head) + PAGE_SIZE <= CONN_BATCH_BYTES)
+	    wire_batch_unpacked(&p->batch->head) + PAGE_SIZE <= p->batch->room)
 		return 0;
 	ret = flush_batch(p, err);
 	if (ret)

@@ -66,7 +66,8 @@ struct page_path {
 	struct asks asks;
 	uint32_t *copies; /* pages sent in this round, by their hash: index + 1, or 0 */
 	struct page_counts total;
-	/* Called after each range: progress, and a reason to stop (-errno). May be NULL. */
+	/* Called after each batch and range: progress, and a reason to stop (-errno). May be NULL.
+	 */
 	int (*tick)(void *arg, struct errmsg *err);
 	void *tick_arg;
 };

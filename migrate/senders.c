@@ -61,6 +61,9 @@ static int open_sender(struct sender *w, const char *uri, int cancel_fd, uint64_
 	ret = conn_init(&w->conn, fd, cancel_fd, "destination", err);
 	if (ret)
 		return ret;
+	w->conn.main = w->path.conn;
+	w->conn.rate = w->path.conn->rate;
+	conn_set_limit(&w->conn, w->path.conn->limit_ns);
 	w->conn.deadline_ns = now_ns() + CONN_OPEN_LIMIT;
 	ret = conn_send_prelude(&w->conn, session, err);
 	if (ret == 0)
@@ -127,6 +130,15 @@ int senders_end_round(struct senders *s, struct errmsg *err)
 	}
 	pthread_mutex_unlock(&s->lock);
 	return ret;
+}
+
+unsigned senders_each(const struct senders *s, uint64_t *bytes, uint64_t *uncopied)
+{
+	for (unsigned i = 0; i < s->n; i++) {
+		bytes[i] = s->sender[i].conn.sent;
+		uncopied[i] = s->sender[i].conn.zc_uncopied;
+	}
+	return s->n;
 }
 
 void senders_set_deadline(struct senders *s, uint64_t deadline_ns)

@@ -40,8 +40,8 @@ struct senders {
 
 /*
  * Opens n connections to uri, which join `session`, and starts their workers; like: the
- * coordinator's page path, for all but the connection. -errno with the cause in err;
- * senders_close() is due in any case.
+ * coordinator's page path, for all but the connection, which has the same limits. -errno with the
+ * cause in err; senders_close() is due in any case.
  */
 int senders_open(struct senders *s, unsigned n, const char *uri, int cancel_fd, uint64_t session,
 		 const struct page_path *like, struct errmsg *err);
@@ -51,6 +51,9 @@ void senders_begin_round(struct senders *s, uint32_t round);
 
 /* Waits until each has sent its part and ROUND_END. The first failure's -errno, with its cause. */
 int senders_end_round(struct senders *s, struct errmsg *err);
+
+/* What each of them has sent, into bytes[]; without a copy into uncopied[]. How many they are. */
+unsigned senders_each(const struct senders *s, uint64_t *bytes, uint64_t *uncopied);
 
 /* Every wait of theirs ends at this time (now_ns()). Between rounds only. */
 void senders_set_deadline(struct senders *s, uint64_t deadline_ns);

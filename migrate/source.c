@@ -25,8 +25,13 @@
 #include <unistd.h>
 
 #include "../vmm/ram_image.h"
+#include "eta.h"
 #include "source_parts.h"
 #include "uri.h"
+
+/* When it will be over is told from what went in the latest so much time, or twice that. */
+#define ETA_SAMPLE_NS (2 * NS_PER_SEC)
+#define ETA_PAGES 256ULL
 
 void source_set_phase(struct migration *m, enum migrate_phase phase)
 {
@@ -46,6 +51,61 @@ uint64_t source_sum_up(const struct migration *m, struct page_counts *pages)
 	page_counts_add(pages, &m->path.total);
 	senders_add(&m->senders, &bytes, pages);
 	return bytes;
+}
+
+unsigned source_each(const struct migration *m, uint64_t bytes[MIGRATE_CONNECTIONS_MAX],
+		     uint64_t uncopied[MIGRATE_CONNECTIONS_MAX])
+{
+	bytes[0] = m->conn.sent;
+	uncopied[0] = m->conn.zc_uncopied;
+	return 1 + senders_each(&m->senders, bytes + 1, uncopied + 1);
+}
+
+/* With the lock held, as the next one. */
+static void publish_each(struct migration *m, uint64_t in_round)
+{
+	uint64_t bytes[MIGRATE_CONNECTIONS_MAX], uncopied[MIGRATE_CONNECTIONS_MAX];
+	unsigned n = source_each(m, bytes, uncopied);
+
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t before = m->round_start_each[i];
+
+		m->stats.each[i].bytes = bytes[i];
+		m->stats.each[i].uncopied_bytes = uncopied[i];
+		if (in_round)
+			m->stats.each[i].bytes_per_s =
+				(uint64_t)((double)(bytes[i] - before) * 1e9 / (double)in_round);
+	}
+}
+
+static void publish_eta(struct migration *m, uint64_t now, uint64_t done)
+{
+	const struct migrate_stats *st = &m->stats;
+	uint64_t pages = MAX(st->remaining_pages, ETA_PAGES);
+	struct eta_now e = {
+		.round_ns = now - m->round_start_ns,
+		.remaining_pages = st->remaining_pages,
+		.dirty_pages_per_s = st->dirty_pages_per_s,
+		.dirty_known = st->round > 1,
+		.target_ns = st->downtime_target_ns,
+		.downtime_ns = st->estimate_downtime_ns,
+	};
+
+	m->stats.round_eta_ns = m->stats.eta_ns = 0;
+	if (st->round == 0 || m->pause_start)
+		return;
+	if (m->mark[0].ns < m->round_start_ns)
+		m->mark[0] = m->mark[1] = (struct mark){.ns = m->round_start_ns};
+	if (now - m->mark[1].ns >= ETA_SAMPLE_NS) {
+		m->mark[0] = m->mark[1];
+		m->mark[1] = (struct mark){.ns = now, .done = done};
+	}
+	e.sample_ns = now - m->mark[0].ns;
+	e.sample_pages = done - m->mark[0].done;
+	estimate_set_cap(&m->estimate, rate_get(&m->rate));
+	if (st->round > 1)
+		e.page_ns = (double)estimate_pages_ns(&m->estimate, pages) / (double)pages;
+	eta_estimate(&e, &m->stats.round_eta_ns, &m->stats.eta_ns);
 }
 
 /* Figures that others look at, from the coordinator's own. */
@@ -75,6 +135,8 @@ void source_publish(struct migration *m)
 	m->stats.pages_delta = pages.delta;
 	m->stats.pages_copied = pages.copied;
 	m->stats.rtt_ns = m->rtt;
+	publish_each(m, in_round);
+	publish_eta(m, now, done);
 	pthread_mutex_unlock(&m->lock);
 }
 
@@ -138,6 +200,7 @@ static void *run_source(void *arg)
 	if (ret && m->conn.fd >= 0 && status != MIGRATE_UNCERTAIN)
 		conn_fail(&m->conn, status == MIGRATE_CANCELLED ? WIRE_CANCEL : WIRE_FAIL,
 			  status == MIGRATE_CANCELLED ? "" : m->err.text);
+	pulse_stop(&m->pulse);
 	dirty_stop(&m->dirty);
 	if (m->conn.fd >= 0)
 		conn_settle(&m->conn);
@@ -218,12 +281,17 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 	estimate_init(&m->estimate);
 	if (m->opt.connections == 0)
 		m->opt.connections = default_connections();
+	if (m->opt.peer_timeout_ns == 0)
+		m->opt.peer_timeout_ns = CONN_LIMIT_DEFAULT;
+	rate_init(&m->rate, opt->bandwidth);
 	m->start_ns = now_ns();
 	m->deadline_ns = m->start_ns + opt->timeout_ns;
 	m->stats.verify = opt->verify;
 	m->stats.connections = m->opt.connections;
 	m->stats.ram_bytes = vm->ram.size;
 	m->stats.downtime_target_ns = opt->downtime_ns;
+	m->stats.bandwidth = opt->bandwidth;
+	estimate_set_cap(&m->estimate, opt->bandwidth);
 	pthread_mutex_init(&m->lock, NULL);
 	m->cancel_fd = eventfd(0, EFD_CLOEXEC);
 	ret = m->cancel_fd < 0 ? -errno : -pthread_create(&m->thread, NULL, run_source, m);
@@ -232,6 +300,7 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 		if (m->cancel_fd >= 0)
 			close(m->cancel_fd);
 		pthread_mutex_destroy(&m->lock);
+		rate_destroy(&m->rate);
 		free(m);
 		return ret;
 	}
@@ -256,6 +325,26 @@ int migrate_cancel(struct migration *m)
 	return 0;
 }
 
+void migrate_tune(struct migration *m, const uint64_t *bandwidth, const uint64_t *downtime_ns)
+{
+	pthread_mutex_lock(&m->lock);
+	if (bandwidth) {
+		rate_set(&m->rate, *bandwidth);
+		m->stats.bandwidth = *bandwidth;
+	}
+	if (downtime_ns)
+		m->stats.downtime_target_ns = *downtime_ns;
+	pthread_mutex_unlock(&m->lock);
+}
+
+void source_take_tuning(struct migration *m)
+{
+	pthread_mutex_lock(&m->lock);
+	m->opt.downtime_ns = m->stats.downtime_target_ns;
+	pthread_mutex_unlock(&m->lock);
+	estimate_set_cap(&m->estimate, rate_get(&m->rate));
+}
+
 void migrate_get_stats(struct migration *m, struct migrate_stats *out)
 {
 	pthread_mutex_lock(&m->lock);
@@ -271,5 +360,6 @@ void migrate_free(struct migration *m)
 	loop_unpost(m->loop, &m->done_task);
 	close(m->cancel_fd);
 	pthread_mutex_destroy(&m->lock);
+	rate_destroy(&m->rate);
 	free(m);
 }

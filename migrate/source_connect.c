@@ -28,12 +28,17 @@
 
 static int connect_to(struct migration *m)
 {
-	int fd;
+	int fd, ret;
 
 	fd = uri_connect(m->opt.uri, m->cancel_fd, CONN_OPEN_LIMIT, &m->err);
 	if (fd < 0)
 		return fd;
-	return conn_init(&m->conn, fd, m->cancel_fd, "destination", &m->err);
+	ret = conn_init(&m->conn, fd, m->cancel_fd, "destination", &m->err);
+	if (ret)
+		return ret;
+	m->conn.rate = &m->rate;
+	conn_set_limit(&m->conn, m->opt.peer_timeout_ns);
+	return 0;
 }
 
 /* The destination's answer to HELLO. */
@@ -96,6 +101,8 @@ static int handshake(struct migration *m)
 		ret = conn_send_prelude(&m->conn, m->session, &m->err);
 	if (ret == 0)
 		ret = conn_recv_prelude(&m->conn, &session, &m->err);
+	if (ret == 0)
+		ret = pulse_start(&m->pulse, &m->conn, &m->err);
 	if (ret)
 		return ret;
 	if (session != m->session)
@@ -142,6 +149,14 @@ bool source_may_reconnect(struct migration *m, int ret)
 	}
 }
 
+static void close_connection(struct migration *m)
+{
+	pulse_stop(&m->pulse);
+	if (m->conn.fd >= 0)
+		conn_close(&m->conn);
+	m->conn = (struct conn){.fd = -1};
+}
+
 /* The guest runs on; what was counted stays counted. */
 static void drop_connection(struct migration *m, bool *quiesced)
 {
@@ -157,9 +172,7 @@ static void drop_connection(struct migration *m, bool *quiesced)
 	page_path_free(&m->path);
 	m->path = (struct page_path){0};
 	senders_close(&m->senders, &m->past_cpu_ns);
-	if (m->conn.fd >= 0)
-		conn_close(&m->conn);
-	m->conn = (struct conn){.fd = -1};
+	close_connection(m);
 	m->work = (struct page_work){0};
 	pthread_mutex_lock(&m->lock);
 	m->stats.phase = MIGRATE_RECONNECTING;
@@ -240,9 +253,7 @@ int source_reconnect(struct migration *m, bool *quiesced)
 				 (unsigned long long)(m->stats.held_pages * PAGE_SIZE / MIB));
 			return 0;
 		}
-		if (m->conn.fd >= 0)
-			conn_close(&m->conn);
-		m->conn = (struct conn){.fd = -1};
+		close_connection(m);
 		if (!may_pass(ret))
 			return give_up(m, ret, &first);
 		/* A receiver that keeps what it has listens on: where nobody does there is none. */

@@ -13,8 +13,9 @@
 #define QUIESCE_LIMIT (5 * NS_PER_SEC)
 
 /*
- * A pause that takes this long is given up, whatever the network promised before it; rehashing
- * all of RAM is allowed its time on top. And so is waiting for the answer to COMMIT.
+ * A pause that takes so much longer than is allowed is given up, whatever the network promised
+ * before it; rehashing all of RAM is allowed its time on top. And so is waiting for the answer to
+ * COMMIT.
  */
 #define PAUSE_LIMIT (30 * NS_PER_SEC)
 #define REHASH_BYTES_PER_S (50 * MIB)
@@ -34,22 +35,14 @@ static void set_part(struct migration *m, uint64_t *part, uint64_t *since)
 static int rehash_tick(void *arg)
 {
 	struct migration *m = arg;
-	struct wire_frame f;
 	bool cancelled;
-	int ret;
 
 	pthread_mutex_lock(&m->lock);
 	cancelled = m->cancelled;
 	pthread_mutex_unlock(&m->lock);
 	if (cancelled)
 		return errmsg_set(&m->err, -ECANCELED, "cancelled");
-	if (!conn_peer_gone(&m->conn))
-		return conn_keep_alive(&m->conn, &m->err);
-	/* It may have said why. */
-	ret = conn_recv_header(&m->conn, &f, &m->err);
-	return ret ? ret
-		   : errmsg_set(&m->err, -EPROTO, "the destination sent %s before it had our proof",
-				wire_type_name(f.type));
+	return conn_poll(&m->conn, &m->err);
 }
 
 /* Digests of our table and state, and with --verify=full first the proof that the table tells our
@@ -150,6 +143,8 @@ static int commit(struct migration *m, const struct page_hash *root)
 	/* Free for the destination to take, which it does before it runs anything. */
 	m->released = true;
 	vm_release_devices(m->vm);
+	/* The destination reads nothing after COMMIT. */
+	conn_hush(&m->conn);
 
 	/* ---- the point of no return ---- */
 	m->conn.deadline_ns = now_ns() + COMMIT_LIMIT;
@@ -174,7 +169,7 @@ int source_stop_and_copy(struct migration *m, bool *quiesced)
 
 	source_set_phase(m, MIGRATE_STOPCOPY);
 	at = m->pause_start = now_ns();
-	m->conn.deadline_ns = at + PAUSE_LIMIT;
+	m->conn.deadline_ns = at + PAUSE_LIMIT + m->opt.downtime_ns;
 	if (m->opt.verify == MIGRATE_VERIFY_FULL)
 		m->conn.deadline_ns += m->vm->ram.size / REHASH_BYTES_PER_S * NS_PER_SEC;
 	senders_set_deadline(&m->senders, m->conn.deadline_ns);

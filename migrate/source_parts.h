@@ -16,6 +16,8 @@
 #include "hashes.h"
 #include "migrate.h"
 #include "pages.h"
+#include "pulse.h"
+#include "rate.h"
 #include "senders.h"
 
 struct migration {
@@ -28,6 +30,7 @@ struct migration {
 	pthread_t thread;
 	int cancel_fd;
 
+	struct rate rate;     /* of all connections together; any thread */
 	pthread_mutex_t lock; /* guards the next three */
 	struct migrate_stats stats;
 	bool cancelled;
@@ -35,6 +38,7 @@ struct migration {
 
 	/* The coordinator's own. */
 	struct conn conn;
+	struct pulse pulse;
 	struct dirty dirty;
 	struct hashes hashes;
 	struct page_path path; /* of the first connection, which is the coordinator's */
@@ -50,6 +54,10 @@ struct migration {
 	uint64_t round_start_ns, round_start_sent, round_start_cpu, round_pages;
 	uint64_t collect_ns; /* what finding the round's pages took */
 	struct page_counts round_start_counts;
+	struct mark {
+		uint64_t ns, done;
+	} mark[2]; /* in this round: pages dealt with some seconds ago, and since */
+	uint64_t round_start_each[MIGRATE_CONNECTIONS_MAX]; /* bytes of each connection */
 	struct estimate estimate;
 	int64_t clock_offset; /* destination's now_ns() less ours */
 	uint64_t rtt;
@@ -68,6 +76,14 @@ uint64_t source_sum_up(const struct migration *m, struct page_counts *pages);
 
 /* Brings the figures that others look at up to date. */
 void source_publish(struct migration *m);
+
+/* Lets what was asked for by migrate_tune() count from here on. */
+void source_take_tuning(struct migration *m);
+
+/* Bytes that each connection has sent, into bytes[], without a copy into uncopied[]; how many they
+ * are. */
+unsigned source_each(const struct migration *m, uint64_t bytes[MIGRATE_CONNECTIONS_MAX],
+		     uint64_t uncopied[MIGRATE_CONNECTIONS_MAX]);
 
 /* Reasons to stop that do not come from the connection: -ESHUTDOWN, -ETIME with the cause. */
 int source_check_stop(struct migration *m, struct errmsg *err);

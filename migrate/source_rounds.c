@@ -18,6 +18,8 @@
 /* What a pause costs besides pages, until a pause of this machine has been measured. */
 #define STATE_COST_GUESS (3 * NS_PER_MS)
 #define VCPU_COST_GUESS (NS_PER_MS / 2)
+#define STATE_BYTES_GUESS (4.0 * KIB)
+#define VCPU_BYTES_GUESS (8.0 * KIB)
 
 /* Rounds that only make a pause shorter which is short enough. */
 #define FITTED_ROUNDS_MAX 4U
@@ -28,7 +30,7 @@ static int tick(void *arg, struct errmsg *err)
 	int ret;
 
 	source_publish(m);
-	ret = conn_keep_alive(&m->conn, err);
+	ret = conn_poll(&m->conn, err);
 	if (ret)
 		return ret;
 	/* Once paused there is no way back in time: the pages left are few. */
@@ -68,19 +70,25 @@ static int measure_clocks(struct migration *m)
  */
 int source_send_round(struct migration *m, uint64_t pages, uint32_t *round)
 {
+	uint64_t unused[MIGRATE_CONNECTIONS_MAX];
 	int ret, other;
 
 	m->round_start_ns = now_ns();
 	m->round_start_sent = source_sum_up(m, &m->round_start_counts);
+	source_each(m, m->round_start_each, unused);
 	m->round_start_cpu = thread_cpu_ns() + senders_cpu_ns(&m->senders);
 	m->round_pages = pages;
 	pthread_mutex_lock(&m->lock);
 	*round = ++m->stats.round;
 	pthread_mutex_unlock(&m->lock);
 	m->work.next = 0;
-	m->work.net = (struct asks_network){.byte_ns = m->estimate.byte_ns, .rtt_ns = m->rtt};
+	m->work.net =
+		(struct asks_network){.byte_ns = estimate_byte_ns(&m->estimate), .rtt_ns = m->rtt};
 	senders_begin_round(&m->senders, *round);
 	ret = pages_send_round(&m->path, &m->err);
+	/* While the others are waited for, nobody would go on with what is queued here. */
+	if (ret == 0)
+		ret = conn_flush(&m->conn, &m->err);
 	/* They must not wait for what will not come. */
 	if (ret)
 		m->work.stop = true;
@@ -167,13 +175,17 @@ static void learn(struct migration *m)
 		.partly = counts.delta + counts.copied - before->delta - before->copied,
 	};
 
+	source_take_tuning(m);
 	estimate_learn(&m->estimate, &cost, m->stats.round == 1);
 }
 
 /* State there and back, and the proof: what the pause costs besides pages. */
 static uint64_t fixed_ns(const struct migration *m)
 {
-	return STATE_COST_GUESS + m->vm->n_vcpus * VCPU_COST_GUESS + 2 * m->rtt;
+	double bytes = STATE_BYTES_GUESS + m->vm->n_vcpus * VCPU_BYTES_GUESS;
+
+	return STATE_COST_GUESS + m->vm->n_vcpus * VCPU_COST_GUESS + 2 * m->rtt +
+	       (uint64_t)(bytes * estimate_byte_ns(&m->estimate));
 }
 
 /*

@@ -27,6 +27,7 @@ bool cmd_parse(int argc, char **argv, struct config *cfg, int *status);
 int cmd_run(int argc, char **argv);
 int cmd_receive(int argc, char **argv);
 int cmd_migrate(int argc, char **argv);
+int cmd_tune(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_list(int argc, char **argv);
 int cmd_pause(int argc, char **argv);

@@ -72,6 +72,7 @@ static void print_migration(const json_t *m)
 	}
 	report_progress_line(m, line, sizeof(line));
 	printf("migration  %s, %s\n", text(m, "uri", "?"), line);
+	report_details(m, stdout);
 }
 
 static void print_device(const json_t *d)
@@ -210,6 +211,38 @@ int cmd_list(int argc, char **argv)
 	if (!cmd_parse(argc, argv, &cfg, &status))
 		return status;
 	return for_each_guest(show_list, "list");
+}
+
+int cmd_tune(int argc, char **argv)
+{
+	struct errmsg err = {""};
+	json_t *request, *answer;
+	struct config cfg;
+	char rate[32];
+	int status;
+
+	if (!cmd_parse(argc, argv, &cfg, &status))
+		return status;
+	if (!check_name("tune", cfg.args[0]))
+		return EXIT_USAGE;
+	request = json_pack("{s:s}", "cmd", "tune");
+	if (cfg.bandwidth != CONFIG_KEEP)
+		json_object_set_new(request, "bandwidth", json_integer((json_int_t)cfg.bandwidth));
+	if (cfg.new_downtime_ns)
+		json_object_set_new(request, "downtime_ms", report_ms(cfg.new_downtime_ns));
+	if (ctl_call(cfg.args[0], request, CTL_CALL_TIMEOUT, &answer, &err)) {
+		log_error("tune: %s", err.text);
+		return EXIT_FAILED;
+	}
+	json_object_del(answer, "ok");
+	if (cfg.json)
+		show_json(answer, 0);
+	else
+		printf("bandwidth  %s\ndowntime   %.4g ms\n",
+		       report_rate(rate, sizeof(rate), report_u64(answer, "bandwidth")),
+		       json_number_value(json_object_get(answer, "downtime_target_ms")));
+	json_decref(answer);
+	return EXIT_DONE;
 }
 
 int cmd_status(int argc, char **argv)

@@ -271,6 +271,10 @@ static json_t *make_request(const struct config *cfg, const char *uri)
 	json_object_set_new(r, "reconnect_ms", report_ms(cfg->reconnect_ns));
 	if (cfg->leave[0])
 		json_object_set_new(r, "leave", report_text(cfg->leave));
+	if (cfg->bandwidth != CONFIG_KEEP)
+		json_object_set_new(r, "bandwidth", json_integer((json_int_t)cfg->bandwidth));
+	if (cfg->peer_timeout_ns)
+		json_object_set_new(r, "peer_timeout_ms", report_ms(cfg->peer_timeout_ns));
 	return r;
 }
 

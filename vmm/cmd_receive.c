@@ -15,6 +15,7 @@ static int start(const struct config *cfg, struct instance *in, struct errmsg *e
 		.want_ram = cfg->memory,
 		.want_vcpus = cfg->cpus,
 		.keep_ns = cfg->keep_ns,
+		.peer_timeout_ns = cfg->peer_timeout_ns,
 	};
 	int ret;
 

@@ -72,6 +72,8 @@ static const struct option_spec receive_options[] = {
 	 "an older image of the guest's memory, see migrate --leave: only what differs is sent"},
 	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "leave the guest paused once it is here"},
+	{0, "peer-timeout", "TIME", OPTION_PEER_TIMEOUT, AT(peer_timeout_ns),
+	 "give up when nothing has come from the source for this long (default: 30s)"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report of the move on stdout"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "say more on stderr"},
 	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "say only errors on stderr"},
@@ -83,6 +85,10 @@ static const struct option_spec migrate_options[] = {
 	 "pause only when the rest fits into this (default: 50ms)"},
 	{0, "timeout", "TIME", OPTION_DURATION, AT(timeout_ns),
 	 "give up when the pause has not been reached by then (default: 1h)"},
+	{0, "bandwidth", "RATE", OPTION_BANDWIDTH, AT(bandwidth),
+	 "send no more than this: 1Gbit, 100Mbit, or 125M a second (default: unlimited)"},
+	{0, "peer-timeout", "TIME", OPTION_PEER_TIMEOUT, AT(peer_timeout_ns),
+	 "give up when nothing has come from the destination for this long (default: 30s)"},
 	{0, "verify", "HOW", OPTION_VERIFY, AT(verify),
 	 "stream: compare hashes of what was sent (default); full: rehash all RAM as well"},
 	{0, "connections", "N", OPTION_CONNECTIONS, AT(connections),
@@ -96,6 +102,15 @@ static const struct option_spec migrate_options[] = {
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report as one line of JSON"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "a line per round on stderr"},
 	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "no progress, only errors on stderr"},
+	OPTIONS_END,
+};
+
+static const struct option_spec tune_options[] = {
+	{0, "bandwidth", "RATE", OPTION_BANDWIDTH, AT(bandwidth),
+	 "send no more than this from now on, as for migrate"},
+	{0, "downtime", "TIME", OPTION_DURATION, AT(new_downtime_ns),
+	 "pause only when the rest fits into this"},
+	{0, "json", NULL, OPTION_FLAG, AT(json), "print what is in force as one line of JSON"},
 	OPTIONS_END,
 };
 
@@ -136,6 +151,8 @@ const struct command commands[] = {
 	 receive_options},
 	{"migrate", cmd_migrate, "[OPTION]... NAME URI", "move a running guest to a receiver", 2, 2,
 	 migrate_options},
+	{"tune", cmd_tune, "[--bandwidth RATE] [--downtime TIME] NAME",
+	 "show or change the limits of a guest's migration while it runs", 1, 1, tune_options},
 	{"status", cmd_status, "[--json] [NAME]", "what a guest, or every guest, is doing", 0, 1,
 	 status_options},
 	{"list", cmd_list, "", "one line per guest", 0, 0, no_options},
@@ -275,6 +292,7 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 {
 	void *dst = (char *)cfg + o->offset;
 	uint64_t v;
+	int ret;
 
 	if (!value && o->kind != OPTION_FLAG)
 		return errmsg_set(err, -EINVAL, "option '--%s' needs a value", o->name);
@@ -309,8 +327,21 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 					  o->name, value, MIGRATE_CONNECTIONS_MAX);
 		*(uint32_t *)dst = (uint32_t)v;
 		return 0;
+	case OPTION_BANDWIDTH:
+		ret = migrate_parse_bandwidth(value, dst);
+		if (ret == -ERANGE)
+			return errmsg_set(err, -EINVAL,
+					  "'--%s': '%s' is less than 64kbit or too much", o->name,
+					  value);
+		if (ret)
+			return errmsg_set(err, -EINVAL,
+					  "'--%s': '%s' is not a rate such as 1Gbit, 100Mbit, 125M "
+					  "or unlimited",
+					  o->name, value);
+		return 0;
 	case OPTION_DURATION:
 	case OPTION_DURATION_0:
+	case OPTION_PEER_TIMEOUT:
 		/* Half the range, so that adding it to a point in time cannot overflow. */
 		if (parse_duration(value, dst) || *(uint64_t *)dst > INT64_MAX / 2)
 			return errmsg_set(err, -EINVAL,
@@ -318,6 +349,9 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 					  o->name, value);
 		if (*(uint64_t *)dst == 0 && o->kind == OPTION_DURATION)
 			return errmsg_set(err, -EINVAL, "'--%s' must be more than 0", o->name);
+		if (o->kind == OPTION_PEER_TIMEOUT && *(uint64_t *)dst < MIGRATE_PEER_TIMEOUT_MIN)
+			return errmsg_set(err, -EINVAL, "'--%s': '%s' is less than 1s", o->name,
+					  value);
 		return 0;
 	case OPTION_DISK:
 		return config_disk(dst, value, err);
@@ -442,6 +476,7 @@ int config_parse(const struct command *cmd, int argc, char **argv, struct config
 	cfg->downtime_ns = MIGRATE_DOWNTIME_DEFAULT;
 	cfg->verify = MIGRATE_VERIFY_STREAM;
 	cfg->reconnect_ns = cfg->keep_ns = MIGRATE_KEEP_DEFAULT;
+	cfg->bandwidth = CONFIG_KEEP;
 	for (int i = 1; i < argc && ret == 0 && !cfg->help; i++) {
 		const char *word = argv[i];
 

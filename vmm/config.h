@@ -19,6 +19,7 @@
 #include "vm.h"
 
 #define CONFIG_ARGS_MAX 2
+#define CONFIG_KEEP UINT64_MAX
 
 /* Everything that any command can be told. What a command has no option for keeps its default. */
 struct config {
@@ -41,8 +42,11 @@ struct config {
 	uint64_t downtime_ns;
 	uint64_t timeout_ns; /* of a migration, or of a stop; 0 when not given */
 	enum migrate_verify verify;
-	uint32_t connections; /* 0 when not given */
-	char compress[16];    /* "" when not given */
+	uint32_t connections;	  /* 0 when not given */
+	char compress[16];	  /* "" when not given */
+	uint64_t bandwidth;	  /* bytes a second, 0 for no limit; CONFIG_KEEP when not given */
+	uint64_t new_downtime_ns; /* of tune; 0 when not given */
+	uint64_t peer_timeout_ns; /* 0 when not given */
 	uint64_t reconnect_ns;
 	uint64_t keep_ns;
 	char leave[VM_PATH_MAX];
@@ -56,20 +60,22 @@ struct config {
 };
 
 enum option_kind {
-	OPTION_FLAG,	    /* bool */
-	OPTION_TEXT,	    /* char[size], not empty; given twice, the last one counts */
-	OPTION_JOIN,	    /* char[size]; given twice, the second is appended after a blank */
-	OPTION_CPU,	    /* char[size]: features to take away */
-	OPTION_NAME,	    /* char[size]: a guest's name */
-	OPTION_MEMORY,	    /* uint64_t: size of a guest's RAM */
-	OPTION_COUNT,	    /* uint32_t, at least 1 */
-	OPTION_CONNECTIONS, /* uint32_t, 1 to MIGRATE_CONNECTIONS_MAX */
-	OPTION_DURATION,    /* uint64_t nanoseconds */
-	OPTION_DURATION_0,  /* the same, 0 being one */
-	OPTION_VERIFY,	    /* enum migrate_verify */
-	OPTION_COMPRESS,    /* char[], as it is given */
-	OPTION_DIRTY,	    /* struct dirty_config */
-	OPTION_DISK,	    /* this and the rest: struct vm_devices, which it is added to */
+	OPTION_FLAG,	     /* bool */
+	OPTION_TEXT,	     /* char[size], not empty; given twice, the last one counts */
+	OPTION_JOIN,	     /* char[size]; given twice, the second is appended after a blank */
+	OPTION_CPU,	     /* char[size]: features to take away */
+	OPTION_NAME,	     /* char[size]: a guest's name */
+	OPTION_MEMORY,	     /* uint64_t: size of a guest's RAM */
+	OPTION_COUNT,	     /* uint32_t, at least 1 */
+	OPTION_CONNECTIONS,  /* uint32_t, 1 to MIGRATE_CONNECTIONS_MAX */
+	OPTION_DURATION,     /* uint64_t nanoseconds */
+	OPTION_DURATION_0,   /* the same, 0 being one */
+	OPTION_PEER_TIMEOUT, /* the same, from MIGRATE_PEER_TIMEOUT_MIN */
+	OPTION_BANDWIDTH,    /* uint64_t bytes a second; 0: no limit */
+	OPTION_VERIFY,	     /* enum migrate_verify */
+	OPTION_COMPRESS,     /* char[], as it is given */
+	OPTION_DIRTY,	     /* struct dirty_config */
+	OPTION_DISK,	     /* this and the rest: struct vm_devices, which it is added to */
 	OPTION_NET,
 	OPTION_VSOCK,
 	OPTION_CONSOLE,

@@ -199,6 +199,17 @@ static bool to_ns(double ms, uint64_t *ns)
 	return *ns > 0;
 }
 
+/* Bytes a second of a request, 0 for no limit. Says so if that is not what it is. */
+static bool take_bandwidth(struct ctl_client *client, json_int_t bytes, uint64_t *out)
+{
+	*out = (uint64_t)bytes;
+	if (bytes == 0 || bytes >= (json_int_t)MIGRATE_BANDWIDTH_MIN)
+		return true;
+	ctl_error(client, NULL, "bandwidth is neither 0 nor bytes a second, at least %u",
+		  MIGRATE_BANDWIDTH_MIN);
+	return false;
+}
+
 /* Is there a machine that has not ended and is not on its way in? Says so if not. */
 static bool have_guest(struct instance *in, struct ctl_client *client)
 {
@@ -384,15 +395,16 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 	struct instance *in = arg;
 	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT,
 				      .timeout_ns = MIGRATE_TIMEOUT_DEFAULT};
-	double downtime_ms = 0, timeout_ms = 0, reconnect_ms = 0;
+	double downtime_ms = 0, timeout_ms = 0, peer_timeout_ms = 0, reconnect_ms = 0;
 	const char *cmd, *uri, *verify = "stream", *compress = "auto", *leave = "";
-	json_int_t connections = 0;
+	json_int_t connections = 0, bandwidth = 0;
 	struct errmsg err = {""};
 
-	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s,s?F,s?s!}", "cmd", &cmd, "uri",
-		    &uri, "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify", &verify,
-		    "connections", &connections, "compress", &compress, "reconnect_ms",
-		    &reconnect_ms, "leave", &leave))
+	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s,s?I,s?F,s?F,s?s!}", "cmd", &cmd,
+		    "uri", &uri, "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify",
+		    &verify, "connections", &connections, "compress", &compress, "bandwidth",
+		    &bandwidth, "peer_timeout_ms", &peer_timeout_ms, "reconnect_ms", &reconnect_ms,
+		    "leave", &leave))
 		return;
 	if (config_check_uri(uri, &err)) {
 		ctl_error(client, NULL, "%s", err.text);
@@ -412,6 +424,13 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 		return;
 	}
 	memcpy(opt.leave, leave, strlen(leave) + 1);
+	if (peer_timeout_ms != 0 && (!to_ns(peer_timeout_ms, &opt.peer_timeout_ns) ||
+				     opt.peer_timeout_ns < MIGRATE_PEER_TIMEOUT_MIN)) {
+		ctl_error(client, NULL, "peer_timeout_ms is not a time from one second on");
+		return;
+	}
+	if (!take_bandwidth(client, bandwidth, &opt.bandwidth))
+		return;
 	if (strcmp(verify, "stream") != 0 && strcmp(verify, "full") != 0) {
 		ctl_error(client, NULL, "verify is neither \"stream\" nor \"full\"");
 		return;
@@ -461,6 +480,36 @@ static void do_cancel(void *arg, struct ctl_client *client, json_t *request)
 		instance_wait(in, client, in->receiver ? WAIT_STOP : WAIT_CANCEL, 0);
 }
 
+static void do_tune(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	json_int_t bandwidth = -1;
+	double downtime_ms = 0;
+	struct migrate_stats stats;
+	uint64_t rate, ns;
+	const char *cmd;
+
+	if (!UNPACK(client, request, "{s:s,s?I,s?F!}", "cmd", &cmd, "bandwidth", &bandwidth,
+		    "downtime_ms", &downtime_ms))
+		return;
+	if (json_object_get(request, "bandwidth") && !take_bandwidth(client, bandwidth, &rate))
+		return;
+	if (downtime_ms != 0 && !to_ns(downtime_ms, &ns)) {
+		ctl_error(client, NULL, "downtime_ms is not a time");
+		return;
+	}
+	if (!in->migration) {
+		ctl_error(client, NULL, "%s",
+			  in->receiver ? "the source has the limits: tune it there"
+				       : "no migration is running");
+		return;
+	}
+	migrate_tune(in->migration, json_object_get(request, "bandwidth") ? &rate : NULL,
+		     downtime_ms != 0 ? &ns : NULL);
+	migrate_get_stats(in->migration, &stats);
+	ctl_reply(client, report_limits(&stats));
+}
+
 static void do_balloon(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
@@ -481,6 +530,7 @@ static void do_balloon(void *arg, struct ctl_client *client, json_t *request)
 }
 
 const struct ctl_handler instance_handlers[] = {
-	{"status", do_status},	 {"pause", do_pause},	{"resume", do_resume},	 {"stop", do_stop},
-	{"migrate", do_migrate}, {"cancel", do_cancel}, {"balloon", do_balloon}, {NULL, NULL},
+	{"status", do_status},	 {"pause", do_pause},	  {"resume", do_resume},
+	{"stop", do_stop},	 {"migrate", do_migrate}, {"cancel", do_cancel},
+	{"balloon", do_balloon}, {"tune", do_tune},	  {NULL, NULL},
 };

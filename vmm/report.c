@@ -51,15 +51,49 @@ static json_t *report_zerocopy(const struct migrate_stats *s)
 			 jint(s->zc_uncopied_bytes));
 }
 
+json_t *report_limits(const struct migrate_stats *s)
+{
+	return json_pack("{s:I,s:o}", "bandwidth", jint(s->bandwidth), "downtime_target_ms",
+			 report_ms(s->downtime_target_ns));
+}
+
+static json_t *report_each(const struct migrate_stats *s)
+{
+	json_t *list = json_array();
+
+	for (uint32_t i = 0; i < MIN(s->connections, MIGRATE_CONNECTIONS_MAX); i++) {
+		const struct migrate_connection *c = &s->each[i];
+
+		json_array_append_new(list, json_pack("{s:I,s:I,s:I}", "wire_bytes", jint(c->bytes),
+						      "bytes_per_s", jint(c->bytes_per_s),
+						      "uncopied_bytes", jint(c->uncopied_bytes)));
+	}
+	return list;
+}
+
 json_t *report_progress(const struct migrate_stats *s)
 {
-	return json_pack("{s:s,s:I,s:o,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "phase",
-			 migrate_phase_name(s->phase), "round", (json_int_t)s->round, "elapsed_ms",
-			 report_ms(s->total_ns), "ram_bytes", jint(s->ram_bytes), "wire_bytes",
-			 jint(s->wire_bytes), "bytes_per_s", jint(s->bytes_per_s),
-			 "dirty_pages_per_s", jint(s->dirty_pages_per_s), "remaining_pages",
-			 jint(s->remaining_pages), "pages", report_pages(s), "zerocopy",
-			 report_zerocopy(s));
+	json_t *j = json_pack("{s:s,s:I,s:o,s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "phase",
+			      migrate_phase_name(s->phase), "round", (json_int_t)s->round,
+			      "elapsed_ms", report_ms(s->total_ns), "ram_bytes", jint(s->ram_bytes),
+			      "wire_bytes", jint(s->wire_bytes), "bytes_per_s",
+			      jint(s->bytes_per_s), "dirty_pages_per_s", jint(s->dirty_pages_per_s),
+			      "remaining_pages", jint(s->remaining_pages), "pages", report_pages(s),
+			      "zerocopy", report_zerocopy(s));
+
+	/* The destination has no limits, and foresees nothing. */
+	if (!j || !s->downtime_target_ns)
+		return j;
+	json_object_update_new(j, report_limits(s));
+	json_object_set_new(j, "per_connection", report_each(s));
+	/* What is not known is left out. */
+	if (s->round_eta_ns)
+		json_object_set_new(j, "round_eta_ms", report_ms(s->round_eta_ns));
+	if (s->eta_ns)
+		json_object_set_new(j, "eta_ms", report_ms(s->eta_ns));
+	if (s->estimate_downtime_ns)
+		json_object_set_new(j, "estimate_downtime_ms", report_ms(s->estimate_downtime_ns));
+	return j;
 }
 
 /* From the oldest that is known. */
@@ -152,9 +186,54 @@ static const char *text(const json_t *obj, const char *key)
 	return s ? s : "?";
 }
 
+const char *report_rate(char *buf, size_t len, uint64_t bytes_per_s)
+{
+	static const char *const units[] = {"", "k", "M", "G", "T"};
+	double v = (double)bytes_per_s * 8;
+	unsigned u = 0;
+
+	if (bytes_per_s == 0) {
+		snprintf(buf, len, "unlimited");
+		return buf;
+	}
+	while (v >= 1000 && u + 1 < ARRAY_SIZE(units)) {
+		v /= 1000;
+		u++;
+	}
+	snprintf(buf, len, "%.4g %sbit/s", v, units[u]);
+	return buf;
+}
+
+/* "3.2 s", "12 min" */
+static void format_time(char *buf, size_t len, double ms)
+{
+	if (ms < 9950)
+		snprintf(buf, len, "%.1f s", ms / 1000);
+	else if (ms < 120000)
+		snprintf(buf, len, "%.0f s", ms / 1000);
+	else
+		snprintf(buf, len, "%.0f min", ms / 60000);
+}
+
+/* ", 12 s to go, pause of 20 ms": what can be foreseen, or "". */
+static void foreseen(const json_t *p, char *buf, size_t len)
+{
+	double all = number(p, "eta_ms"), round = number(p, "round_eta_ms");
+	double pause = number(p, "estimate_downtime_ms");
+	char time[32], expected[48] = "";
+
+	buf[0] = 0;
+	if (pause > 0)
+		snprintf(expected, sizeof(expected), ", pause of %.0f ms", pause);
+	format_time(time, sizeof(time), all > 0 ? all : round);
+	if (all > 0 || round > 0)
+		snprintf(buf, len, ", %s to go%s%s", time, all > 0 ? "" : " in this round",
+			 all > 0 ? expected : "");
+}
+
 void report_progress_line(const json_t *p, char *buf, size_t len)
 {
-	char left[32], rate[32], dirty[32];
+	char left[32], rate[32], dirty[32], to_go[96];
 
 	if (report_u64(p, "round") == 0) {
 		snprintf(buf, len, "%s, %.1f s", text(p, "phase"), number(p, "elapsed_ms") / 1000);
@@ -163,9 +242,33 @@ void report_progress_line(const json_t *p, char *buf, size_t len)
 	format_size(left, sizeof(left), report_u64(p, "remaining_pages") * PAGE_SIZE);
 	format_size(rate, sizeof(rate), report_u64(p, "bytes_per_s"));
 	format_size(dirty, sizeof(dirty), report_u64(p, "dirty_pages_per_s") * PAGE_SIZE);
-	snprintf(buf, len, "%s, round %.0f: %s left, %s/s, guest writes %s/s, %.1f s",
+	foreseen(p, to_go, sizeof(to_go));
+	snprintf(buf, len, "%s, round %.0f: %s left, %s/s, guest writes %s/s, %.1f s%s",
 		 text(p, "phase"), number(p, "round"), left, rate, dirty,
-		 number(p, "elapsed_ms") / 1000);
+		 number(p, "elapsed_ms") / 1000, to_go);
+}
+
+void report_details(const json_t *p, FILE *f)
+{
+	const json_t *list = json_object_get(p, "per_connection"), *c;
+	char rate[32], sent[32], speed[32];
+	size_t i;
+
+	if (json_object_get(p, "bandwidth"))
+		fprintf(f, "limits     %s, pause of %.0f ms",
+			report_rate(rate, sizeof(rate), report_u64(p, "bandwidth")),
+			number(p, "downtime_target_ms"));
+	if (json_object_get(p, "estimate_downtime_ms"))
+		fprintf(f, ", expected %.0f ms", number(p, "estimate_downtime_ms"));
+	if (json_object_get(p, "bandwidth"))
+		fprintf(f, "\n");
+	json_array_foreach(list, i, c)
+	{
+		fprintf(f, "connection %zu: %s sent, %s/s%s\n", i + 1,
+			format_size(sent, sizeof(sent), report_u64(c, "wire_bytes")),
+			format_size(speed, sizeof(speed), report_u64(c, "bytes_per_s")),
+			report_u64(c, "uncopied_bytes") ? ", without a copy" : "");
+	}
 }
 
 /* " (120 copied, 7 compressed)": how pages were sent if not as they are; "" if all were. */

@@ -17,6 +17,13 @@ json_t *report_text(const char *text);
 /* Nanoseconds as milliseconds with three decimals. */
 json_t *report_ms(uint64_t ns);
 
+/* What a migration may do at present: "bandwidth" in bytes a second, 0 for no limit, and
+ * "downtime_target_ms". A new reference. */
+json_t *report_limits(const struct migrate_stats *s);
+
+/* "100 Mbit/s", of bytes a second; "unlimited" for 0. Returns buf. */
+const char *report_rate(char *buf, size_t len, uint64_t bytes_per_s);
+
 /*
  * What is known while it runs ("phase", "round", "remaining_pages", ...), and what remains once it
  * has ended ("status", "total_ms", "downtime_ms", ...). New references.
@@ -29,6 +36,9 @@ json_t *report_received(const struct migrate_stats *s);
 
 /* A report_progress() as text of one line, without its end. */
 void report_progress_line(const json_t *progress, char *buf, size_t len);
+
+/* What else a report_progress() of a source tells, as lines on f: limits, connections. */
+void report_details(const json_t *progress, FILE *f);
 
 /* A report_final() for people, on f. */
 void report_summary(const json_t *final, FILE *f);

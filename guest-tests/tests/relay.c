@@ -510,6 +510,12 @@ void relay_wait(struct relay *r, unsigned n, int timeout_ms)
 			  r->trace);
 }
 
+void relay_hold(struct relay *r)
+{
+	for (unsigned i = 0; i < 2; i++)
+		r->side[i].held = true;
+}
+
 void relay_go(struct relay *r)
 {
 	for (unsigned i = 0; i < 2; i++)

@@ -156,6 +156,9 @@ void relay_act(struct relay *r, struct relay_act act);
 /* Waits until the n-th act (from 0) has been done. */
 void relay_wait(struct relay *r, unsigned n, int timeout_ms);
 
+/* Both directions stand still from now on; what has been forwarded is still delivered. */
+void relay_hold(struct relay *r);
+
 /* Lets a held direction go on. */
 void relay_go(struct relay *r);
 

@@ -279,6 +279,27 @@ START_TEST(smp)
 }
 END_TEST
 
+/*
+ * Long as it may be, the pause is not longer than a few short rounds more would make it: at 8 MiB/s
+ * 4 MiB take half a second, in which the guest writes what takes 60 ms, and so on.
+ */
+START_TEST(shorter_than_allowed)
+{
+	struct guest g;
+	struct move m;
+
+	guest_start(&g, "w", "-m", "64M", "-k", bare_elf("dirty"), "-p",
+		    "kind=new rate=1M ws=4M report=0", NULL);
+	proc_fatal(g.proc, BARE_DIRTY_ERROR "| panic ");
+	guest_expect(&g, "^dirty ready ", LINE_MS);
+	guest_move(&g, &m, uri(0), "--downtime=20s", "--bandwidth=8M", "--compress=off", NULL);
+	need(m.rounds >= 3, "%s", json_dumps(m.json, JSON_COMPACT));
+	guest_send(&g, "q");
+	guest_expect(&g, "^dirty done .* errors=0$", LINE_MS);
+	guest_ended(&g, 0, LINE_MS);
+}
+END_TEST
+
 /* CPUs that the guest never started, and more of them than the host has. */
 START_TEST(idle_cpus)
 {
@@ -473,6 +494,8 @@ int main(void)
 	tcase_add_loop_test(tc, writer, 0, writers);
 	tc = harness_case(s, "unaided", 120);
 	tcase_add_loop_test(tc, unaided, 0, COUNT(kinds));
+	tc = harness_case(s, "rounds", 120);
+	tcase_add_test(tc, shorter_than_allowed);
 	tc = harness_case(s, "large", 180);
 	tcase_add_test(tc, large);
 	tc = harness_case(s, "cpus", 180);

@@ -194,18 +194,131 @@ START_TEST(batches_go_out)
 }
 END_TEST
 
+/* By conn_tell(), as often as it is called with nothing sent since; only once that is allowed. */
 START_TEST(says_that_it_lives)
 {
 	uint8_t buf[8];
 
 	begin();
-	ck_assert_int_eq(conn_keep_alive(&c, &err), 0);
+	conn_tell(&c);
 	ck_assert_uint_eq(c.sent, 0);
-	c.last_sent_ns = now_ns() - CONN_IDLE_TELL - 1;
-	ck_assert_int_eq(conn_keep_alive(&c, &err), 0);
+	conn_let_tell(&c);
+	conn_tell(&c);
 	ck_assert_uint_eq(get_frame(buf, sizeof(buf)).type, WIRE_IDLE);
-	ck_assert_int_eq(conn_keep_alive(&c, &err), 0);
-	ck_assert_uint_eq(c.sent, sizeof(struct wire_frame));
+	/* That itself, too, has been sent since the last look. */
+	ck_assert_int_eq(conn_send(&c, WIRE_READY, NULL, 0, NULL, &err), 0);
+	ck_assert_uint_eq(get_frame(buf, sizeof(buf)).seq, 1);
+	conn_tell(&c);
+	ck_assert_uint_eq(c.sent, 2 * sizeof(struct wire_frame));
+	conn_tell(&c);
+	ck_assert_uint_eq(get_frame(buf, sizeof(buf)).seq, 2);
+	conn_hush(&c);
+	for (unsigned i = 0; i < 3; i++)
+		conn_tell(&c);
+	ck_assert_uint_eq(c.sent, 3 * sizeof(struct wire_frame));
+	end();
+}
+END_TEST
+
+/* All that goes out counts, in whatever pieces: batches, their headers, other frames. */
+START_TEST(rate_is_held)
+{
+	const uint64_t bytes_per_s = 2000000;
+	uint64_t since, took;
+	struct rate rate;
+	pthread_t t;
+	int ret;
+
+	begin();
+	rate_init(&rate, bytes_per_s);
+	c.rate = &rate;
+	memset(&reader, 0, sizeof(reader));
+	pthread_create(&t, NULL, read_slowly, NULL);
+	since = now_ns();
+	for (uint64_t page = 0; c.sent < bytes_per_s;) {
+		struct conn_batch *b = conn_batch(&c, &ret, &err);
+
+		ck_assert_msg(b, "%s", err.text);
+		ck_assert_uint_le(b->room, bytes_per_s / 10);
+		for (size_t n = 0; n + PAGE_SIZE <= b->room; n += PAGE_SIZE, page++) {
+			b->desc[b->head.n_descs++] = (struct wire_desc){
+				.index = page, .count = 1, .kind = WIRE_PAGE_DATA};
+			for (size_t at = 0; at < PAGE_SIZE; at += 8)
+				memcpy(b->data + n + at, &page, 8);
+			b->head.n_data++;
+		}
+		ck_assert_msg(conn_send_batch(&c, b, &err) == 0, "%s", err.text);
+	}
+	ck_assert_int_eq(conn_send(&c, WIRE_READY, NULL, 0, NULL, &err), 0);
+	took = now_ns() - since;
+	pthread_join(t, NULL);
+	ck_assert_uint_eq(reader.wrong, 0);
+	ck_assert(reader.control);
+	ck_assert_msg((double)took >= (double)c.sent / (double)bytes_per_s * 1e9 * 0.97,
+		      "%lu bytes in %lu ns", c.sent, took);
+	rate_destroy(&rate);
+	end();
+}
+END_TEST
+
+/* Waiting for its turn is cancelled at once, and what the peer has to say is heard. */
+START_TEST(waits_with_open_ears)
+{
+	uint64_t since = now_ns();
+	struct rate rate;
+	int ret = 0;
+
+	for (unsigned way = 0; way < 2; way++) {
+		begin();
+		rate_init(&rate, 8000);
+		c.rate = &rate;
+		if (way)
+			put_frame(WIRE_FAIL, "no room", 7);
+		for (unsigned n = 0; ret == 0; n++) {
+			struct conn_batch *b = conn_batch(&c, &ret, &err);
+
+			if (n == 2 && !way)
+				cancel();
+			if (!b)
+				break;
+			b->head = (struct wire_batch){.n_descs = 1, .n_data = 1};
+			ret = conn_send_batch(&c, b, &err);
+		}
+		ck_assert_int_eq(ret, way ? -ECONNABORTED : -ECANCELED);
+		ret = 0;
+		ck_assert_uint_lt(now_ns() - since, SOON);
+		rate_destroy(&rate);
+		end();
+	}
+}
+END_TEST
+
+/* Only what has begun to go is ended before the last words, even at a rate that is very low. */
+START_TEST(last_words_at_a_low_rate)
+{
+	static uint8_t buf[64 * KIB];
+	struct wire_frame f;
+	struct rate rate;
+	int ret;
+
+	begin();
+	rate_init(&rate, 8000);
+	c.rate = &rate;
+	for (unsigned n = 0; n < 3; n++) {
+		struct conn_batch *b = conn_batch(&c, &ret, &err);
+
+		b->head = (struct wire_batch){.n_descs = 1, .n_data = 1};
+		ck_assert_int_eq(conn_send_batch(&c, b, &err), 0);
+	}
+	shutdown(peer, SHUT_WR);
+	conn_fail(&c, WIRE_FAIL, "enough");
+	f = get_frame(buf, sizeof(buf));
+	ck_assert_uint_eq(f.type, WIRE_PAGES);
+	f = get_frame(buf, sizeof(buf));
+	ck_assert_uint_eq(f.type, WIRE_FAIL);
+	ck_assert_uint_eq(f.seq, 1);
+	ck_assert_mem_eq(buf, "enough", 6);
+	rate_destroy(&rate);
 	end();
 }
 END_TEST
@@ -693,6 +806,9 @@ int main(void)
 		frames_go_out,
 		batches_go_out,
 		says_that_it_lives,
+		rate_is_held,
+		waits_with_open_ears,
+		last_words_at_a_low_rate,
 		frames_come_in,
 		headers_are_checked,
 		room_is_checked,

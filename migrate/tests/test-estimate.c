@@ -105,6 +105,55 @@ START_TEST(workers)
 }
 END_TEST
 
+/* What may be sent is less than the network can: that counts, at once and for small rounds too. */
+START_TEST(limit)
+{
+	struct round_cost c = {
+		.ns = 10 * NS_PER_MS, .workers = 1, .bytes = 100000, .scanned = 24, .sent = 24};
+	const double bytes = (double)PAGES * (PAGE_SIZE + 32);
+
+	begin();
+	learn(1000, 300, PAGES, true);
+	estimate_set_cap(&e, (uint64_t)(bytes / 10));
+	ck_assert_double_eq_tol(ms_for(PAGES), 10000, 10);
+	/* A burst at the start of a round is no sign that it is not held. */
+	c.ns = 1000;
+	estimate_learn(&e, &c, false);
+	ck_assert_double_eq_tol(ms_for(PAGES), 10000, 10);
+	/* One above what the network can is none. */
+	begin();
+	learn(1000, 300, PAGES, true);
+	estimate_set_cap(&e, (uint64_t)(bytes * 10));
+	ck_assert_double_eq_tol(ms_for(PAGES), 1000, 10);
+}
+END_TEST
+
+/* Raised or lifted: the old speed says nothing any more, and the next round's counts, however short
+ * it was. */
+START_TEST(limit_raised)
+{
+	struct round_cost c = {.workers = 1, .bytes = 100000, .scanned = 24, .sent = 24};
+	const double bytes = (double)PAGES * (PAGE_SIZE + 32);
+
+	for (unsigned lifted = 0; lifted < 2; lifted++) {
+		begin();
+		estimate_set_cap(&e, (uint64_t)(bytes / 10));
+		learn(10000, 300, PAGES, true);
+		ck_assert_double_eq_tol(ms_for(PAGES), 10000, 10);
+		estimate_set_cap(&e, lifted ? 0 : (uint64_t)bytes);
+		/* As fast as the new limit lets it. */
+		c.ns = (uint64_t)(100000 / bytes * 1e9);
+		estimate_learn(&e, &c, false);
+		ck_assert_double_eq_tol(ms_for(PAGES), 1000, 10);
+		/* Or slower than before: the network is busy. */
+		estimate_set_cap(&e, lifted ? 0 : (uint64_t)bytes * 2);
+		c.ns *= 30;
+		estimate_learn(&e, &c, false);
+		ck_assert_double_eq_tol(ms_for(PAGES), lifted ? 1000 : 30000, 100);
+	}
+}
+END_TEST
+
 static bool pays(uint64_t pages, uint64_t round_ms)
 {
 	return estimate_round_pays(&e, pages, round_ms * NS_PER_MS, 3 * NS_PER_MS, NS_PER_MS / 10);
@@ -131,9 +180,9 @@ END_TEST
 
 int main(void)
 {
-	const TTest *const tests[] = {whole_pages,     zeros_promise_nothing,
-				      unchanged_pages, small_rounds,
-				      workers,	       one_round_more};
+	const TTest *const tests[] = {
+		whole_pages, zeros_promise_nothing, unchanged_pages, small_rounds,
+		limit,	     limit_raised,	    workers,	     one_round_more};
 
 	return check_main("estimate", tests, ARRAY_SIZE(tests));
 }

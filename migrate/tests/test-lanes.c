@@ -32,6 +32,7 @@ static struct hashes hashes;
 static struct store like;
 static struct lanes lanes;
 static struct conn source[N];
+static struct conn main_conn; /* nothing goes over it */
 static struct errmsg err;
 static int opened;
 static uint64_t cpu;
@@ -41,7 +42,7 @@ static void *open_all(void *arg)
 	struct errmsg why = {0};
 
 	(void)arg;
-	opened = lanes_open(&lanes, N, &door, -1, SESSION, 0, listen_fd, &like, &why);
+	opened = lanes_open(&lanes, N, &door, -1, SESSION, 0, &main_conn, &like, &why);
 	return NULL;
 }
 
@@ -70,6 +71,7 @@ static void begin(void)
 	listen_fd = uri_listen(uri, out, sizeof(out), &err);
 	ck_assert_msg(listen_fd >= 0, "%s", err.text);
 	ck_assert_int_eq(door_open(&door, listen_fd, &err), 0);
+	main_conn = (struct conn){.fd = listen_fd, .limit_ns = CONN_LIMIT_DEFAULT};
 	ck_assert_int_eq(ram_init(&ram, RAM_MIN, true, &err), 0);
 	ck_assert_int_eq(hashes_init(&hashes, ram.npages, SEED), 0);
 	like = (struct store){.ram = &ram, .hashes = &hashes};

@@ -211,6 +211,75 @@ START_TEST(ways_to_find_dirty_pages)
 }
 END_TEST
 
+START_TEST(rates)
+{
+	static const struct {
+		const char *text;
+		uint64_t bytes_per_s;
+	} good[] = {
+		{"1Gbit", 125000000},
+		{"100Mbit", 12500000},
+		{"64kbit", 8000},
+		{"64000bit", 8000},
+		{"10mbit", 1250000},
+		{"125M", 125 * MIB},
+		{"8000", 8000},
+		{"1g", GIB},
+		{"0", 0},
+		{"unlimited", 0},
+		{"40000Gbit", 5000000000000},
+		{"9223372036854775807", INT64_MAX},
+	};
+	static const char *const bad[] = {"",	    "fast",   "1.5Gbit", "Gbit",  "-1M",
+					  "1Gbits", "1 Mbit", "1GB",	 "1Tbit", "1Mbit/s"};
+	static const char *const beyond[] = {"63kbit",
+					     "7999",
+					     "1",
+					     "1bit",
+					     "9223372036854775808",
+					     "99999999999999999999Gbit",
+					     "18446744073709551615Gbit"};
+
+	ck_ok(PARSE("migrate", "a", "b"));
+	ck_assert_uint_eq(cfg.bandwidth, CONFIG_KEEP);
+	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+		ck_ok(PARSE("migrate", "--bandwidth", (char *)(uintptr_t)good[i].text, "a", "b"));
+		ck_assert_msg(cfg.bandwidth == good[i].bytes_per_s, "%s: %llu", good[i].text,
+			      (unsigned long long)cfg.bandwidth);
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		ck_bad(PARSE("tune", "--bandwidth", (char *)(uintptr_t)bad[i], "a"),
+		       "is not a rate");
+	for (size_t i = 0; i < ARRAY_SIZE(beyond); i++)
+		ck_bad(PARSE("tune", "--bandwidth", (char *)(uintptr_t)beyond[i], "a"), "64kbit");
+}
+END_TEST
+
+START_TEST(tuning)
+{
+	ck_ok(PARSE("tune", "vm"));
+	ck_assert(cfg.bandwidth == CONFIG_KEEP && cfg.new_downtime_ns == 0 && !cfg.json);
+	ck_ok(PARSE("tune", "vm", "--bandwidth=0", "--downtime=1s", "--json"));
+	ck_assert(cfg.bandwidth == 0 && cfg.new_downtime_ns == NS_PER_SEC && cfg.json);
+	ck_bad(PARSE("tune"), "NAME");
+	ck_bad(PARSE("tune", "vm", "--downtime=0"), "--downtime");
+}
+END_TEST
+
+START_TEST(peer_timeouts)
+{
+	ck_ok(PARSE("migrate", "a", "b"));
+	ck_assert_uint_eq(cfg.peer_timeout_ns, 0);
+	ck_ok(PARSE("migrate", "--peer-timeout=1s", "a", "b"));
+	ck_assert_uint_eq(cfg.peer_timeout_ns, NS_PER_SEC);
+	ck_ok(PARSE("receive", "--peer-timeout=2m", "b"));
+	ck_assert_uint_eq(cfg.peer_timeout_ns, 120 * NS_PER_SEC);
+	ck_bad(PARSE("migrate", "--peer-timeout=999ms", "a", "b"), "less than 1s");
+	ck_bad(PARSE("receive", "--peer-timeout=0", "b"), "--peer-timeout");
+	ck_bad(PARSE("receive", "--peer-timeout=30d", "b"), "--peer-timeout");
+}
+END_TEST
+
 START_TEST(uris)
 {
 	static const char *const good[] = {"tcp:h:1", "tcp:[::1]:0", "tcp::0", "unix:/x", "unix:x"};
@@ -396,6 +465,8 @@ START_TEST(tables_are_sound)
 		[OPTION_MEMORY] = sizeof(uint64_t),
 		[OPTION_COUNT] = sizeof(uint32_t),
 		[OPTION_DURATION] = sizeof(uint64_t),
+		[OPTION_PEER_TIMEOUT] = sizeof(uint64_t),
+		[OPTION_BANDWIDTH] = sizeof(uint64_t),
 		[OPTION_VERIFY] = sizeof(enum migrate_verify),
 	};
 
@@ -431,6 +502,9 @@ int main(void)
 	tcase_add_test(t, long_values_are_refused);
 	tcase_add_test(t, cpu_lists);
 	tcase_add_test(t, ways_to_find_dirty_pages);
+	tcase_add_test(t, rates);
+	tcase_add_test(t, tuning);
+	tcase_add_test(t, peer_timeouts);
 	tcase_add_test(t, uris);
 	tcase_add_test(t, help_wins);
 	tcase_add_test(t, man_page_lists_the_same_options);
