@@ -29,6 +29,7 @@ struct vcpu {
 	size_t run_size;
 	struct kvm_dirty_gfn *ring; /* NULL without; see dirty_ring.h */
 	uint32_t ring_next;	    /* entry to be harvested next, as far as it has been counted */
+	uint64_t ring_pages;	    /* harvested so far */
 	pthread_t thread;
 	bool thread_started;
 	bool parked; /* under vm->lock */
