@@ -48,6 +48,9 @@
 #define BARE_CMD_REPORT 'r' /* print the periodic line now */
 #define BARE_CMD_GAPS 'g'   /* print the latest gaps one by one (dirty) */
 #define BARE_CMD_VERIFY 'v' /* check everything now (dirty, smp, fpu, virtio) */
+#define BARE_CMD_FLAT                                                                              \
+	'f'		    /* from now on flat out whatever rate= says; again: as it says (dirty) \
+			     */
 #define BARE_CMD_REBOOT 'b' /* reset the machine, whatever is under way (virtio) */
 #define BARE_CMD_QUIT 'q'   /* check everything, print `done`, power off */
 

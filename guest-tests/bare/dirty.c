@@ -58,6 +58,7 @@ static struct {
 	struct working_set ws;
 	uint32_t cpus;
 	uint64_t interval;   /* cycles between two pages of one CPU; 0: flat out */
+	bool flat;	     /* for now as if there was no interval; atomic */
 	uint64_t backlog;    /* cycles */
 	uint64_t io_cost;    /* cycles of a port access at best */
 	uint64_t recent_min; /* RECENT_US in cycles */
@@ -168,7 +169,7 @@ static void step(struct worker *w, uint64_t now)
 {
 	if (dirty.ws.kind == KIND_IDLE || w->hot_first == w->hot_end)
 		return;
-	if (dirty.interval) {
+	if (dirty.interval && !__atomic_load_n(&dirty.flat, __ATOMIC_RELAXED)) {
 		if ((int64_t)(now - w->due) < 0)
 			return;
 		w->due += dirty.interval;
@@ -376,6 +377,9 @@ static void serve_console(uint64_t now)
 		break;
 	case BARE_CMD_GAPS:
 		print_gaps();
+		break;
+	case BARE_CMD_FLAT:
+		__atomic_store_n(&dirty.flat, !dirty.flat, __ATOMIC_RELAXED);
 		break;
 	case BARE_CMD_VERIFY:
 		verify_all();
