@@ -40,6 +40,7 @@ struct config {
 
 	uint64_t downtime_ns;
 	uint64_t timeout_ns; /* of a migration, or of a stop; 0 when not given */
+	enum on_timeout on_timeout;
 	enum migrate_verify verify;
 	uint32_t connections; /* 0 when not given */
 	char compress[16];    /* "" when not given */
@@ -61,6 +62,7 @@ enum option_kind {
 	OPTION_COUNT,	    /* uint32_t, at least 1 */
 	OPTION_CONNECTIONS, /* uint32_t, 1 to MIGRATE_CONNECTIONS_MAX */
 	OPTION_DURATION,    /* uint64_t nanoseconds */
+	OPTION_ON_TIMEOUT,  /* enum on_timeout */
 	OPTION_VERIFY,	    /* enum migrate_verify */
 	OPTION_COMPRESS,    /* char[], as it is given */
 	OPTION_DIRTY,	    /* struct dirty_config */

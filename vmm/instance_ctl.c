@@ -382,16 +382,16 @@ static void do_stop(void *arg, struct ctl_client *client, json_t *request)
 static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
-	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT,
-				      .timeout_ns = MIGRATE_TIMEOUT_DEFAULT};
+	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT};
 	double downtime_ms = 0, timeout_ms = 0;
-	const char *cmd, *uri, *verify = "stream", *compress = "auto";
+	const char *cmd, *uri, *verify = "stream", *compress = "auto", *on_timeout = "cancel";
 	json_int_t connections = 0;
 	struct errmsg err = {""};
 
-	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s!}", "cmd", &cmd, "uri", &uri,
-		    "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify", &verify,
-		    "connections", &connections, "compress", &compress))
+	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?s,s?I,s?s!}", "cmd", &cmd, "uri", &uri,
+		    "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "on_timeout",
+		    &on_timeout, "verify", &verify, "connections", &connections, "compress",
+		    &compress))
 		return;
 	if (config_check_uri(uri, &err)) {
 		ctl_error(client, NULL, "%s", err.text);
@@ -400,6 +400,11 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 	if ((downtime_ms != 0 && !to_ns(downtime_ms, &opt.downtime_ns)) ||
 	    (timeout_ms != 0 && !to_ns(timeout_ms, &opt.timeout_ns))) {
 		ctl_error(client, NULL, "downtime_ms or timeout_ms is not a time");
+		return;
+	}
+	if (policy_parse_on_timeout(on_timeout, &opt.on_timeout)) {
+		ctl_error(client, NULL,
+			  "on_timeout is none of \"cancel\", \"throttle\" and \"continue\"");
 		return;
 	}
 	if (strcmp(verify, "stream") != 0 && strcmp(verify, "full") != 0) {
