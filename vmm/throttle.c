@@ -113,7 +113,10 @@ void throttle_arm(struct vcpu *v, int signal)
 	uint64_t cpu, wall, slice, used, ns;
 	struct itimerspec at = {0};
 
-	if (!t->percent || !make_timer(v, signal))
+	if (!t->percent && t->armed)
+		timer_settime(t->timer, 0, &at, NULL);
+	t->armed = t->percent && make_timer(v, signal);
+	if (!t->armed)
 		return;
 	cpu = thread_cpu_ns();
 	wall = now_ns();
@@ -129,6 +132,8 @@ void throttle_arm(struct vcpu *v, int signal)
 	if (used < (wall - t->wall_ns) / 2)
 		ns = MAX(ns, SLICE_MAX);
 	at.it_value.tv_nsec = (long)ns;
+	/* Again, should one be lost: a sanitizer, for one, keeps signals back. */
+	at.it_interval.tv_nsec = (long)SLICE_MAX;
 	timer_settime(t->timer, 0, &at, NULL);
 }
 

@@ -39,6 +39,7 @@ struct throttle {
 	/* The thread's own. */
 	timer_t timer;
 	bool has_timer, no_timer; /* it has been made; it cannot be made */
+	bool armed;
 	bool measures;		  /* since the two below */
 	uint64_t cpu_ns, wall_ns;
 };
