@@ -99,12 +99,13 @@ static int replay(const json_t *report, const struct policy_choice *c)
 	struct policy p = {0};
 	size_t n = 0;
 
-	printf("round elapsed_ms   round_ms      left   pause_ms  sent_M/s dirty_M/s slowed  "
-	       "then\n");
 	while (d.action == POLICY_ROUND && report_trace_facts(report, n, &f, &then)) {
 		if (n++ == 0 && f.round > 1)
 			fprintf(stderr, "replay-policy: rounds 1 to %" PRIu32 " are not in it\n",
 				f.round - 1);
+		if (n == 1)
+			printf("round elapsed_ms   round_ms      left   pause_ms  sent_M/s "
+			       "dirty_M/s slowed  then\n");
 		policy_decide(&p, c, &f, &d);
 		show(&f, &d, d.action != then.action || d.throttle != then.throttle);
 		if (d.tell || d.action == POLICY_GIVE_UP)
