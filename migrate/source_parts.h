@@ -59,6 +59,7 @@ struct migration {
 	struct policy_choice choice;
 	struct policy policy;
 	struct source_vcpu *vcpus;
+	bool looked;	      /* at who writes */
 	unsigned throttle;    /* percent, at present */
 	int64_t clock_offset; /* destination's now_ns() less ours */
 	uint64_t rtt;

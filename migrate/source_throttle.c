@@ -4,7 +4,7 @@
  *
  * With dirty rings it is known who writes. A vCPU that once had a notable share of a round's pages
  * is among the slowed from then on: of one that hardly runs any more little will be found. With the
- * dirty log all are slowed.
+ * dirty log, and before the first look, all are slowed.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -42,6 +42,7 @@ void source_throttle_look(struct migration *m)
 	struct vm *vm = m->vm;
 	uint64_t all = 0;
 
+	m->looked = true;
 	if (!vm->dirty_ring.entries)
 		return;
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
@@ -62,8 +63,9 @@ void source_throttle_set(struct migration *m, unsigned percent)
 		log_debug("the guest is slowed by %u %%", percent);
 	/* Also when it stays: there may be more of those that write. */
 	for (unsigned i = 0; i < m->vm->n_vcpus && (percent || m->throttle); i++) {
-		if (m->vcpus[i].writes)
-			vm_throttle(m->vm, i, percent);
+		bool slowed = m->vcpus[i].writes || !m->looked;
+
+		vm_throttle(m->vm, i, slowed ? percent : 0);
 	}
 	m->throttle = percent;
 	pthread_mutex_lock(&m->lock);

@@ -40,7 +40,7 @@ struct throttle {
 	timer_t timer;
 	bool has_timer, no_timer; /* it has been made; it cannot be made */
 	bool armed;
-	bool measures;		  /* since the two below */
+	bool measures; /* since the two below */
 	uint64_t cpu_ns, wall_ns;
 };
 

@@ -89,6 +89,7 @@
  *                     eight words, of which one at least differs between any two generations next
  *                     to each other, or all (sample when flat out, full when rate= is given)
  *     cpus=N          CPUs that share the working set (1)
+ *     writers=N       of these, how many share the part that is rewritten; the rest spins (= cpus)
  *     seed=N          of all content (1)
  *     report=SECONDS  between two periodic lines; 0: none (1)
  *     secs=N

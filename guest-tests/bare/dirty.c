@@ -56,7 +56,7 @@ struct worker {
 
 static struct {
 	struct working_set ws;
-	uint32_t cpus;
+	uint32_t cpus, writers;
 	uint64_t interval;   /* cycles between two pages of one CPU; 0: flat out */
 	bool flat;	     /* for now as if there was no interval; atomic */
 	uint64_t backlog;    /* cycles */
@@ -402,7 +402,7 @@ static void read_options(void)
 	uint64_t bytes = rt_option("ws", 64ul << 20);
 	uint64_t hot = rt_option("hot", bytes);
 	uint64_t rate = rt_option("rate", 0);
-	uint64_t cpus = rt_option("cpus", 1);
+	uint64_t cpus = rt_option("cpus", 1), writers = rt_option("writers", cpus);
 	uint64_t cycles = rt.tsc_khz * 1000;
 
 	if (cpus == 0 || cpus > rt.nr_cpus)
@@ -411,7 +411,10 @@ static void read_options(void)
 		rt_panic("ws= does not fit: less than a page for each CPU, or more than free RAM");
 	if (hot > bytes)
 		rt_panic("hot= is more than ws=");
+	if (writers == 0 || writers > cpus)
+		rt_panic("writers= is none, or more than cpus=");
 	dirty.cpus = (uint32_t)cpus;
+	dirty.writers = (uint32_t)writers;
 	ws->pages = bytes / RT_PAGE_SIZE;
 	ws->hot = hot / RT_PAGE_SIZE;
 	ws->seed = rt_option("seed", 1);
@@ -419,8 +422,8 @@ static void read_options(void)
 	ws->content = (enum content)rt_option_word("content", content_names, CONTENT_RANDOM);
 	ws->check_all = rt_option_word("check", checks, rate != 0);
 	if (rate)
-		dirty.interval = cycles / rate * RT_PAGE_SIZE * cpus +
-				 cycles % rate * RT_PAGE_SIZE * cpus / rate;
+		dirty.interval = cycles / rate * RT_PAGE_SIZE * writers +
+				 cycles % rate * RT_PAGE_SIZE * writers / rate;
 	dirty.backlog = rt_us_to_cycles(BACKLOG_US);
 	dirty.recent_min = rt_us_to_cycles(RECENT_US);
 }
@@ -432,8 +435,8 @@ static void share_pages(void)
 	for (uint32_t c = 0; c < dirty.cpus; c++) {
 		struct worker *w = &dirty.workers[c];
 
-		w->hot_first = hot * c / dirty.cpus;
-		w->hot_end = hot * (c + 1) / dirty.cpus;
+		w->hot_first = hot * (c < dirty.writers ? c : dirty.writers) / dirty.writers;
+		w->hot_end = hot * (c < dirty.writers ? c + 1 : dirty.writers) / dirty.writers;
 		w->cold_first = hot + cold * c / dirty.cpus;
 		w->cold_end = hot + cold * (c + 1) / dirty.cpus;
 	}
