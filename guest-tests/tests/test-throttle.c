@@ -285,6 +285,7 @@ static bool is_stuck(void *arg)
 START_TEST(given_up)
 {
 	struct proc *migrate;
+	const char *status;
 	struct guest g;
 	struct move m;
 	struct dest d;
@@ -295,6 +296,10 @@ START_TEST(given_up)
 	dest_start(&d, "there", "unix:", NULL);
 	migrate = move_start(&g, slow_link(&d, LINK_SPEED), "--downtime=100ms", NULL);
 	need(harness_until(is_stuck, &g, MOVE_MS), "it does not notice");
+	status = godwit_run(0, "status", g.name, NULL)->out.buf;
+	need(strstr(status, ", does not converge\n") &&
+		     strstr(status, "it does not converge: the guest dirties "),
+	     "'%s'", status);
 	move_report(migrate, 1, &m, 2 * MOVE_MS);
 	ck_assert_str_eq(m.status, "failed");
 	need(m.total_ms >= 30000 && m.rounds > 10, "%lu rounds, %.0f ms", (unsigned long)m.rounds,
