@@ -76,6 +76,8 @@
  *     ws=SIZE         working set: pages with content that can be checked (64M)
  *     hot=SIZE        the first part of it, which is rewritten round and round (= ws)
  *     rate=SIZE       bytes of pages rewritten in a second, all CPUs together; 0: flat out (0)
+ *     catch_up=US     of rewriting that may be caught up with after a pause, where there is a rate
+ *                     (10000)
  *     kind=KIND       how a page is rewritten (new):
  *           new         wholly new pseudo-random content each time
  *           same        the same content stored again

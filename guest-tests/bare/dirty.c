@@ -18,7 +18,7 @@
 #include "contract.h"
 
 #define POLL_US 5000
-#define BACKLOG_US 10000   /* of rewriting that may be caught up with after a pause */
+#define BACKLOG_US 10000   /* of rewriting that may be caught up with after a pause, by default */
 #define ANSWER_US 60000000 /* for another CPU to do what it is told */
 #define IO_PROBES 16
 #define RECENT_US 500 /* shorter gaps are not remembered one by one */
@@ -424,7 +424,7 @@ static void read_options(void)
 	if (rate)
 		dirty.interval = cycles / rate * RT_PAGE_SIZE * writers +
 				 cycles % rate * RT_PAGE_SIZE * writers / rate;
-	dirty.backlog = rt_us_to_cycles(BACKLOG_US);
+	dirty.backlog = rt_us_to_cycles(rt_option("catch_up", BACKLOG_US));
 	dirty.recent_min = rt_us_to_cycles(RECENT_US);
 }
 

@@ -21,9 +21,9 @@
 #define MOVE_MS 60000
 #define MIB (1ul << 20)
 
-#define LINK_SPEED (10 * MIB)
-#define HOT "kind=new ws=12M hot=8M report=0"
-#define WITH_RATE HOT " rate=60M"
+#define LINK_SPEED (4 * MIB)
+#define HOT "kind=new ws=6M hot=4M report=0"
+#define WITH_RATE HOT " rate=60M catch_up=1000"
 
 /* Work is compared over so much of the guest's own time. */
 #define MEASURE_MS 500
@@ -161,7 +161,7 @@ START_TEST(not_needed)
 	struct guest g;
 	struct move m;
 
-	start_writer(&g, "auto", HOT " rate=1M");
+	start_writer(&g, "auto", HOT " rate=100K");
 	guest_move(&g, &m, "unix:", "--on-timeout=throttle", NULL);
 	need(json_num(m.json, "throttle.max_percent") == 0 &&
 		     json_num(m.json, "throttle.guest_slowed_ms") == 0,
@@ -183,10 +183,11 @@ START_TEST(released)
 	struct move m;
 	struct dest d;
 
-	start_writer(&g, "auto", HOT);
+	start_writer(&g, "auto", "kind=new ws=24M hot=4M report=0");
 	rate = work_rate(&g);
 	dest_start(&d, "there", "unix:", NULL);
-	migrate = move_start(&g, slow_link(&d, MIB / 16),
+	/* Looked after between batches, of which it carries about one a second. */
+	migrate = move_start(&g, slow_link(&d, MIB * 1000 / (unsigned long)harness_slow(1000)),
 			     harness_path("--timeout=%dms", harness_slow(4000)),
 			     "--on-timeout=throttle", NULL);
 	w.g = &g;
@@ -253,7 +254,7 @@ START_TEST(only_who_writes)
 	struct move m;
 	struct dest d;
 
-	start_writer(&g, _i ? "log" : "ring", HOT " cpus=2 writers=1");
+	start_writer(&g, _i ? "log" : "ring", WITH_RATE " cpus=2 writers=1");
 	dest_start(&d, "there", "unix:", NULL);
 	migrate = move_start(&g, slow_link(&d, LINK_SPEED), "--downtime=1us", "--timeout=1h",
 			     "--on-timeout=throttle", NULL);
