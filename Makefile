@@ -51,11 +51,13 @@ LDFLAGS = -pthread $(SANITIZE)
 LIB_SRC := $(filter-out vmm/main.c,$(wildcard vmm/*.c)) $(wildcard migrate/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 MAIN_OBJ := $(B)/vmm/main.o
-UNIT_SRC := $(wildcard vmm/tests/test-*.c) $(wildcard migrate/tests/test-*.c)
+UNIT_SRC := $(wildcard vmm/tests/test-*.c) $(wildcard migrate/tests/test-*.c) \
+	$(wildcard tools/tests/test-*.c)
 UNIT := $(UNIT_SRC:%.c=$(B)/%)
+TOOLS := $(patsubst %.c,$(B)/%,$(wildcard tools/*.c))
 
-.PHONY: all unit payloads demo check bench lint format install clean setup
-all: $(B)/godwit
+.PHONY: all tools unit payloads demo check bench lint format install clean setup
+all: $(B)/godwit tools
 
 # Installs what is missing from Debian's packages; silent and quick when nothing is.
 setup:
@@ -106,13 +108,19 @@ $(B)/migrate/hash_page_avx2.o: CFLAGS += -mavx2
 $(B)/migrate/hash_page_avx512.o: CFLAGS += -mavx512f
 
 # Unit tests: tests/test-NAME.c in each folder, linked with Check and everything but main.
-unit: $(UNIT)
+unit: $(UNIT) tools
 $(UNIT): $(B)/%: $(B)/%.o $(B)/libgodwit.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(PKG_LIBS) $(shell pkg-config --libs check)
+
+# Programs of one file each, with everything but main.
+tools: $(TOOLS)
+$(TOOLS): $(B)/%: $(B)/%.o $(B)/libgodwit.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
 
 clean:
 	rm -rf $(B)
 
 -include $(wildcard guest-tests/*/*.mk tools/*/*.mk vmm/fuzz/*.mk)
--include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT:=.d)
+-include $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT:=.d) $(TOOLS:=.d)

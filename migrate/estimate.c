@@ -9,10 +9,6 @@
 /* The same for work. */
 #define WORK_SAMPLE_MIN 256U
 
-/* A round more, for a pause that is shorter by this much, may take so long. */
-#define SHORTER 0.7
-#define LAST_ROUND_MAX (100 * NS_PER_MS)
-
 #define WHOLE_PAGE ((double)(PAGE_SIZE + sizeof(struct wire_desc)))
 
 void estimate_init(struct estimate *e)
@@ -59,25 +55,33 @@ double estimate_byte_ns(const struct estimate *e)
 	return MAX(e->byte_ns, e->cap_ns);
 }
 
-uint64_t estimate_pages_ns(const struct estimate *e, uint64_t pages)
+static double bytes_of(const struct estimate *e, uint64_t pages)
 {
 	uint64_t known = MIN(pages, e->seen);
+
+	return (double)known * e->seen_bytes + (double)(pages - known) * e->page_bytes;
+}
+
+uint64_t estimate_bytes(const struct estimate *e, uint64_t pages)
+{
+	return (uint64_t)bytes_of(e, pages);
+}
+
+uint64_t estimate_pages_ns(const struct estimate *e, uint64_t pages)
+{
 	double work = (double)pages * e->page_ns;
-	double bytes = (double)known * e->seen_bytes + (double)(pages - known) * e->page_bytes;
-	double wire = bytes * estimate_byte_ns(e);
+	double wire = bytes_of(e, pages) * estimate_byte_ns(e);
 
 	return (uint64_t)(work > wire ? work : wire);
 }
 
-bool estimate_round_pays(const struct estimate *e, uint64_t pages, uint64_t round_ns,
-			 uint64_t fixed_ns, uint64_t rtt_ns)
+uint64_t estimate_next_ns(const struct estimate *e, uint64_t pages, uint64_t round_ns,
+			  uint64_t rtt_ns)
 {
-	uint64_t ns = estimate_pages_ns(e, pages), next_ns = ns + rtt_ns, next_pages;
+	uint64_t ns = estimate_pages_ns(e, pages) + rtt_ns;
 
-	if (round_ns == 0 || next_ns > LAST_ROUND_MAX)
-		return false;
+	if (round_ns == 0)
+		return ns;
 	/* As many a second as before; pages that are written again and again make it fewer. */
-	next_pages = (uint64_t)((double)pages * (double)next_ns / (double)round_ns);
-	return (double)(estimate_pages_ns(e, next_pages) + fixed_ns) <
-	       SHORTER * (double)(ns + fixed_ns);
+	return estimate_pages_ns(e, (uint64_t)((double)pages * (double)ns / (double)round_ns));
 }

@@ -53,12 +53,14 @@ double estimate_byte_ns(const struct estimate *e);
 /* Nanoseconds that so many dirty pages would take. */
 uint64_t estimate_pages_ns(const struct estimate *e, uint64_t pages);
 
+/* Bytes on the wire that they would come to. */
+uint64_t estimate_bytes(const struct estimate *e, uint64_t pages);
+
 /*
- * What is left fits the pause; would the pause be notably shorter after another round, which itself
- * takes little time? Pages became dirty in the round_ns before; fixed_ns is what the pause takes
- * besides pages.
+ * Nanoseconds that the pages would take which become dirty while so many are sent in a round of
+ * their own; these became dirty in the round_ns before.
  */
-bool estimate_round_pays(const struct estimate *e, uint64_t pages, uint64_t round_ns,
-			 uint64_t fixed_ns, uint64_t rtt_ns);
+uint64_t estimate_next_ns(const struct estimate *e, uint64_t pages, uint64_t round_ns,
+			  uint64_t rtt_ns);
 
 #endif

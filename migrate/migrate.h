@@ -27,11 +27,11 @@
 #include "../vmm/log.h"
 #include "../vmm/loop.h"
 #include "../vmm/vm.h"
+#include "policy.h"
 
 #define MIGRATE_URI_MAX 256
 #define MIGRATE_CONNECTIONS_MAX 32U
 #define MIGRATE_DOWNTIME_DEFAULT (50 * NS_PER_MS)
-#define MIGRATE_TIMEOUT_DEFAULT (3600 * NS_PER_SEC)
 #define MIGRATE_KEEP_DEFAULT (600 * NS_PER_SEC) /* of either side, when a connection breaks */
 #define MIGRATE_BANDWIDTH_MIN 8000U		/* bytes a second: 64kbit */
 #define MIGRATE_PEER_TIMEOUT_MIN NS_PER_SEC
@@ -84,6 +84,7 @@ enum migrate_status {
 const char *migrate_status_name(enum migrate_status s); /* "completed", "failed", ... */
 
 #define MIGRATE_ROUNDS_KEPT 64U
+#define MIGRATE_VCPUS_KEPT 64U
 
 /* What one round was, and what it cost. */
 struct migrate_round {
@@ -92,6 +93,11 @@ struct migrate_round {
 	uint64_t pages; /* that were dirty */
 	uint64_t sent;	/* of these: others were zeros or unchanged */
 	uint64_t wire_bytes;
+	/* What was known when it had ended, and what was decided; of the last one nothing. */
+	struct policy_facts facts;
+	enum policy_action then;
+	uint32_t next_throttle;
+	bool converging;
 };
 
 /* What one connection has sent. */
@@ -126,6 +132,14 @@ struct migrate_stats {
 	uint64_t verified_pages;
 	/* Source: those that are over, the latest MIGRATE_ROUNDS_KEPT; round n is at n % that. */
 	struct migrate_round rounds[MIGRATE_ROUNDS_KEPT];
+	/* Source: is it getting nearer to the pause, and if not, the numbers. */
+	bool converging;
+	struct errmsg not_converging;
+	struct policy_choice choice;
+	/* Source: percent by which the guest is slowed now and was at most; how long each of its
+	 * first MIGRATE_VCPUS_KEPT vCPUs was held back, and all together. */
+	uint32_t throttle, throttle_max, vcpus;
+	uint64_t slowed_ns, vcpu_slowed_ns[MIGRATE_VCPUS_KEPT];
 	enum migrate_verify verify;
 	uint64_t rtt_ns;
 	uint32_t connections;
@@ -152,7 +166,8 @@ struct migrate_stats {
 struct migrate_options {
 	char uri[MIGRATE_URI_MAX]; /* tcp:HOST:PORT, unix:PATH */
 	uint64_t downtime_ns;	   /* the pause is entered when what is left fits this */
-	uint64_t timeout_ns;	   /* of everything before the pause; then it is given up */
+	uint64_t timeout_ns;	   /* of everything before the pause; 0: see policy.h */
+	enum on_timeout on_timeout;
 	enum migrate_verify verify;
 	unsigned connections; /* 1 to MIGRATE_CONNECTIONS_MAX; 0: as the host has CPUs for */
 	enum migrate_compress compress;

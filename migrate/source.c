@@ -9,6 +9,7 @@
  *	connect, handshake	closing the connection (the destination destroys its machine, or
  *				keeps what has come for another connection)
  *	dirty log on		dirty_stop()
+ *	vm_throttle()		source_throttle_end()
  *	vm_pause_within()	vm_resume(); itself, when a vCPU does not stop in time
  *	vm_quiesce_devices()	vm_resume_devices()
  *	vm_release_devices()	vm_acquire_devices()
@@ -137,6 +138,7 @@ void source_publish(struct migration *m)
 	m->stats.rtt_ns = m->rtt;
 	publish_each(m, in_round);
 	publish_eta(m, now, done);
+	source_throttle_publish(m);
 	pthread_mutex_unlock(&m->lock);
 }
 
@@ -147,19 +149,11 @@ int source_check_stop(struct migration *m, struct errmsg *err)
 
 	if (end != VM_END_NONE)
 		return errmsg_set(err, -ESHUTDOWN, "the guest ended during the migration");
-	if (now_ns() > m->deadline_ns && m->stats.round <= 1)
-		return errmsg_set(err, -ETIME,
-				  "not done within the time allowed: sending %llu MiB/s, which was "
-				  "not enough to send all of the memory once; allow more --timeout",
-				  (unsigned long long)(m->stats.bytes_per_s / MIB));
-	if (now_ns() > m->deadline_ns)
-		return errmsg_set(
-			err, -ETIME,
-			"not done within the time allowed: dirtying %llu MiB/s, sending %llu "
-			"MiB/s; allow more "
-			"--timeout or --downtime, or quieten the guest",
-			(unsigned long long)(m->stats.dirty_pages_per_s * PAGE_SIZE / MIB),
-			(unsigned long long)(m->stats.bytes_per_s / MIB));
+	if (now_ns() > m->deadline_ns) {
+		policy_late_text(m->stats.round, m->stats.dirty_pages_per_s, m->stats.bytes_per_s,
+				 err);
+		return -ETIME;
+	}
 	return 0;
 }
 
@@ -285,13 +279,18 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 		m->opt.peer_timeout_ns = CONN_LIMIT_DEFAULT;
 	rate_init(&m->rate, opt->bandwidth);
 	m->start_ns = now_ns();
-	m->deadline_ns = m->start_ns + opt->timeout_ns;
+	m->choice = (struct policy_choice){.downtime_ns = opt->downtime_ns,
+					   .timeout_ns = opt->timeout_ns,
+					   .on_timeout = opt->on_timeout};
+	m->deadline_ns = m->start_ns + MIN(policy_limit_ns(&m->choice), UINT64_MAX - m->start_ns);
 	m->stats.verify = opt->verify;
 	m->stats.connections = m->opt.connections;
 	m->stats.ram_bytes = vm->ram.size;
 	m->stats.downtime_target_ns = opt->downtime_ns;
 	m->stats.bandwidth = opt->bandwidth;
 	estimate_set_cap(&m->estimate, opt->bandwidth);
+	m->stats.choice = m->choice;
+	m->stats.converging = true;
 	pthread_mutex_init(&m->lock, NULL);
 	m->cancel_fd = eventfd(0, EFD_CLOEXEC);
 	ret = m->cancel_fd < 0 ? -errno : -pthread_create(&m->thread, NULL, run_source, m);
@@ -340,7 +339,7 @@ void migrate_tune(struct migration *m, const uint64_t *bandwidth, const uint64_t
 void source_take_tuning(struct migration *m)
 {
 	pthread_mutex_lock(&m->lock);
-	m->opt.downtime_ns = m->stats.downtime_target_ns;
+	m->opt.downtime_ns = m->choice.downtime_ns = m->stats.downtime_target_ns;
 	pthread_mutex_unlock(&m->lock);
 	estimate_set_cap(&m->estimate, rate_get(&m->rate));
 }

@@ -167,6 +167,9 @@ static void drop_connection(struct migration *m, bool *quiesced)
 	*quiesced = false;
 	if (m->pause_start)
 		vm_resume(m->vm, VM_PAUSE_MIGRATE);
+	/* There is nothing to slow it for. */
+	if (m->vcpus)
+		source_throttle_set(m, 0);
 	m->past_bytes = source_sum_up(m, &past);
 	m->past = past;
 	page_path_free(&m->path);

@@ -210,6 +210,8 @@ enum migrate_status source_settle(struct migration *m, int ret, bool quiesced)
 	struct errmsg why = {0};
 	bool cancelled;
 
+	/* Before it can run again. */
+	source_throttle_end(m);
 	if (ret == 0) {
 		vm_set_end(vm, VM_END_MOVED, "moved to %s", m->opt.uri);
 		return MIGRATE_COMPLETED;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the files of the source share: source.c, source_rounds.c and source_handover.c.
+ * What the files of the source share: source.c, source_rounds.c, source_throttle.c and
+ * source_handover.c.
  */
 #ifndef GODWIT_MIGRATE_SOURCE_PARTS_H
 #define GODWIT_MIGRATE_SOURCE_PARTS_H
@@ -16,9 +17,17 @@
 #include "hashes.h"
 #include "migrate.h"
 #include "pages.h"
+#include "policy.h"
 #include "pulse.h"
 #include "rate.h"
 #include "senders.h"
+
+/* What is known of a vCPU of the guest that moves. */
+struct source_vcpu {
+	uint64_t pages;	    /* dirty_ring_pages_of() at the latest look */
+	uint64_t slowed_ns; /* vm_slowed_ns() at the start */
+	bool writes;	    /* a notable share of what becomes dirty */
+};
 
 struct migration {
 	struct vm *vm;
@@ -59,6 +68,11 @@ struct migration {
 	} mark[2]; /* in this round: pages dealt with some seconds ago, and since */
 	uint64_t round_start_each[MIGRATE_CONNECTIONS_MAX]; /* bytes of each connection */
 	struct estimate estimate;
+	struct policy_choice choice;
+	struct policy policy;
+	struct source_vcpu *vcpus;
+	bool looked;	      /* at who writes */
+	unsigned throttle;    /* percent, at present */
 	int64_t clock_offset; /* destination's now_ns() less ours */
 	uint64_t rtt;
 	uint64_t pause_start;
@@ -118,6 +132,23 @@ int source_await_ack(struct migration *m, uint32_t round);
 
 /* Notes what the round that ends now was. */
 void source_note_round(struct migration *m);
+
+/* ---- source_throttle.c ---- */
+
+/* Before the first round. -ENOMEM with the cause in m->err. */
+int source_throttle_init(struct migration *m);
+
+/* After each collection: who has written the pages that it found? */
+void source_throttle_look(struct migration *m);
+
+/* Slows the guest by so many percent from now on, or lets it run freely again with 0. */
+void source_throttle_set(struct migration *m, unsigned percent);
+
+/* Brings the figures of it up to date. With m->lock held. */
+void source_throttle_publish(struct migration *m);
+
+/* Releases the guest, whatever has become of the move; its figures stay. */
+void source_throttle_end(struct migration *m);
 
 /* ---- source_handover.c ---- */
 

@@ -3,10 +3,8 @@
  * The source's rounds of pre-copy.
  *
  * Theory of operation: a round sends the pages that were dirty when it began, over all connections,
- * and is over when the destination has acknowledged them. Pausing is decided by an estimate
- * (estimate.h) of what the pages left will take, plus what a pause has cost besides pages. Once
- * that is short enough a few short rounds may follow, as long as each makes it notably shorter: a
- * guest that writes 200 MiB/s then sees a pause of 7 ms instead of 15.
+ * and is over when the destination has acknowledged them. What follows it is decided by policy.h,
+ * out of what was measured and an estimate (estimate.h) of what the pages left will take.
  */
 #include <errno.h>
 #include <string.h>
@@ -21,9 +19,6 @@
 #define STATE_BYTES_GUESS (4.0 * KIB)
 #define VCPU_BYTES_GUESS (8.0 * KIB)
 
-/* Rounds that only make a pause shorter which is short enough. */
-#define FITTED_ROUNDS_MAX 4U
-
 static int tick(void *arg, struct errmsg *err)
 {
 	struct migration *m = arg;
@@ -33,6 +28,10 @@ static int tick(void *arg, struct errmsg *err)
 	ret = conn_poll(&m->conn, err);
 	if (ret)
 		return ret;
+	/* A round may be long. */
+	if (m->throttle < POLICY_THROTTLE_MAX && !m->pause_start &&
+	    now_ns() - m->start_ns >= policy_slowest_from_ns(&m->choice))
+		source_throttle_set(m, POLICY_THROTTLE_MAX);
 	/* Once paused there is no way back in time: the pages left are few. */
 	return m->pause_start ? 0 : source_check_stop(m, err);
 }
@@ -188,27 +187,68 @@ static uint64_t fixed_ns(const struct migration *m)
 	       (uint64_t)(bytes * estimate_byte_ns(&m->estimate));
 }
 
-/*
- * Enough for the pause? When the fixed part alone is above what the user wants, waiting for fewer
- * pages does not help below half of the target.
- */
-static bool fits(const struct migration *m, uint64_t pages)
+/* What is known now that a round has ended; the pages left became dirty in round_ns. */
+static void gather(const struct migration *m, uint64_t pages, uint64_t round_ns,
+		   struct policy_facts *f)
 {
-	uint64_t target = m->opt.downtime_ns, fixed = fixed_ns(m);
-	uint64_t budget = fixed < target / 2 ? target - fixed : target / 2;
+	const struct estimate *e = &m->estimate;
 
-	return estimate_pages_ns(&m->estimate, pages) <= budget;
+	*f = (struct policy_facts){
+		.round = m->stats.round,
+		.elapsed_ns = now_ns() - m->start_ns,
+		.round_ns = round_ns,
+		.pages = pages,
+		.wire_bytes = estimate_bytes(e, pages),
+		.pages_ns = estimate_pages_ns(e, pages),
+		.next_ns = estimate_next_ns(e, pages, round_ns, m->rtt),
+		.fixed_ns = fixed_ns(m),
+		.rtt_ns = m->rtt,
+		.sent_per_s = m->stats.bytes_per_s,
+		.dirty_pages_per_s = (uint64_t)((double)pages * 1e9 / (double)MAX(round_ns, 1U)),
+		.throttle = m->throttle,
+	};
+}
+
+/* Decides what follows, has it known, and slows the guest as decided. 0, or -ETIME to give up. */
+static int decide(struct migration *m, const struct policy_facts *f, struct policy_decision *d)
+{
+	struct migrate_round *r = &m->stats.rounds[f->round % MIGRATE_ROUNDS_KEPT];
+
+	policy_decide(&m->policy, &m->choice, f, d);
+	pthread_mutex_lock(&m->lock);
+	m->stats.dirty_pages_per_s = f->dirty_pages_per_s;
+	m->stats.remaining_pages = f->pages;
+	m->stats.estimate_downtime_ns = f->pages_ns + f->fixed_ns;
+	m->stats.converging = d->converging;
+	m->stats.not_converging = d->converging ? (struct errmsg){""} : d->why;
+	r->facts = *f;
+	r->then = d->action;
+	r->next_throttle = d->throttle;
+	r->converging = d->converging;
+	pthread_mutex_unlock(&m->lock);
+	log_debug("round took %llu us, %llu pages dirty since; they would take %llu us",
+		  (unsigned long long)f->round_ns / 1000, (unsigned long long)f->pages,
+		  (unsigned long long)m->stats.estimate_downtime_ns / 1000);
+	if (d->action == POLICY_GIVE_UP)
+		return errmsg_set(&m->err, -ETIME, "%s", d->why.text);
+	if (d->tell)
+		log_warn("the move of '%s': %s", m->vm->cfg.name, d->why.text);
+	source_throttle_set(m, d->throttle);
+	return 0;
 }
 
 int source_precopy(struct migration *m)
 {
-	uint64_t pages, collected_ns, ns;
-	unsigned fitted = 0;
+	struct policy_decision d = {.action = POLICY_ROUND};
+	struct policy_facts facts;
+	uint64_t pages, collected_ns;
 	int ret;
 
 	source_set_phase(m, MIGRATE_PRECOPY);
+	ret = source_throttle_init(m);
 	/* Tracking goes on from one connection to the next. */
-	ret = m->dirty.bitmap ? 0 : dirty_start(&m->dirty, m->vm, &m->err);
+	if (ret == 0 && !m->dirty.bitmap)
+		ret = dirty_start(&m->dirty, m->vm, &m->err);
 	if (ret)
 		return ret;
 	m->path = (struct page_path){
@@ -230,7 +270,7 @@ int source_precopy(struct migration *m)
 		ret = source_take_stock(m);
 	if (ret == 0)
 		ret = source_collect(m, &pages);
-	while (ret == 0) {
+	while (ret == 0 && d.action == POLICY_ROUND) {
 		collected_ns = now_ns();
 		ret = precopy_round(m, pages);
 		if (ret)
@@ -241,23 +281,10 @@ int source_precopy(struct migration *m)
 			ret = source_collect(m, &pages);
 		if (ret)
 			break;
-		ns = now_ns() - collected_ns;
-		pthread_mutex_lock(&m->lock);
-		m->stats.dirty_pages_per_s = (uint64_t)((double)pages * 1e9 / (double)ns);
-		m->stats.remaining_pages = pages;
-		m->stats.estimate_downtime_ns =
-			estimate_pages_ns(&m->estimate, pages) + fixed_ns(m);
-		pthread_mutex_unlock(&m->lock);
-		log_debug("round took %llu us, %llu pages dirty since; they would take %llu us",
-			  (unsigned long long)ns / 1000, (unsigned long long)pages,
-			  (unsigned long long)m->stats.estimate_downtime_ns / 1000);
-		if (fits(m, pages) &&
-		    (++fitted > FITTED_ROUNDS_MAX ||
-		     !estimate_round_pays(&m->estimate, pages, ns, fixed_ns(m), m->rtt))) {
-			/* The clocks may have drifted apart since the start. */
-			ret = measure_clocks(m);
-			break;
-		}
+		source_throttle_look(m);
+		gather(m, pages, now_ns() - collected_ns, &facts);
+		ret = decide(m, &facts, &d);
 	}
-	return ret;
+	/* The clocks may have drifted apart since the start. */
+	return ret ? ret : measure_clocks(m);
 }

@@ -73,6 +73,8 @@ static void print_migration(const json_t *m)
 	report_progress_line(m, line, sizeof(line));
 	printf("migration  %s, %s\n", text(m, "uri", "?"), line);
 	report_details(m, stdout);
+	if (json_object_get(m, "not_converging"))
+		printf("           it %s\n", text(m, "not_converging", "?"));
 }
 
 static void print_device(const json_t *d)

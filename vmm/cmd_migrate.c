@@ -264,6 +264,9 @@ static json_t *make_request(const struct config *cfg, const char *uri)
 
 	if (cfg->timeout_ns)
 		json_object_set_new(r, "timeout_ms", report_ms(cfg->timeout_ns));
+	if (cfg->on_timeout != ON_TIMEOUT_CANCEL)
+		json_object_set_new(r, "on_timeout",
+				    json_string(policy_on_timeout_name(cfg->on_timeout)));
 	if (cfg->connections)
 		json_object_set_new(r, "connections", json_integer(cfg->connections));
 	if (cfg->compress[0])

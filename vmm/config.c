@@ -85,6 +85,8 @@ static const struct option_spec migrate_options[] = {
 	 "pause only when the rest fits into this (default: 50ms)"},
 	{0, "timeout", "TIME", OPTION_DURATION, AT(timeout_ns),
 	 "give up when the pause has not been reached by then (default: 1h)"},
+	{0, "on-timeout", "WHAT", OPTION_ON_TIMEOUT, AT(on_timeout),
+	 "cancel: give up (default); throttle: slow the guest, as needed; continue: go on"},
 	{0, "bandwidth", "RATE", OPTION_BANDWIDTH, AT(bandwidth),
 	 "send no more than this: 1Gbit, 100Mbit, or 125M a second (default: unlimited)"},
 	{0, "peer-timeout", "TIME", OPTION_PEER_TIMEOUT, AT(peer_timeout_ns),
@@ -375,6 +377,13 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 	}
 	case OPTION_DIRTY:
 		return set_dirty(o, value, dst, err);
+	case OPTION_ON_TIMEOUT:
+		if (policy_parse_on_timeout(value, dst))
+			return errmsg_set(err, -EINVAL,
+					  "'--%s': '%s' is none of 'cancel', 'throttle' and "
+					  "'continue'",
+					  o->name, value);
+		return 0;
 	case OPTION_VERIFY:
 		if (strcmp(value, "stream") == 0)
 			*(enum migrate_verify *)dst = MIGRATE_VERIFY_STREAM;

@@ -41,6 +41,7 @@ struct config {
 
 	uint64_t downtime_ns;
 	uint64_t timeout_ns; /* of a migration, or of a stop; 0 when not given */
+	enum on_timeout on_timeout;
 	enum migrate_verify verify;
 	uint32_t connections;	  /* 0 when not given */
 	char compress[16];	  /* "" when not given */
@@ -72,6 +73,7 @@ enum option_kind {
 	OPTION_DURATION_0,   /* the same, 0 being one */
 	OPTION_PEER_TIMEOUT, /* the same, from MIGRATE_PEER_TIMEOUT_MIN */
 	OPTION_BANDWIDTH,    /* uint64_t bytes a second; 0: no limit */
+	OPTION_ON_TIMEOUT,   /* enum on_timeout */
 	OPTION_VERIFY,	     /* enum migrate_verify */
 	OPTION_COMPRESS,     /* char[], as it is given */
 	OPTION_DIRTY,	     /* struct dirty_config */

@@ -95,6 +95,7 @@ static uint64_t harvest_vcpu(struct vcpu *v)
 		__atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
 		v->ring_next++;
 	}
+	v->ring_pages += n;
 	return n;
 }
 
@@ -207,6 +208,16 @@ int dirty_ring_collect(struct vm *vm, uint64_t *bitmap, uint64_t n_words, bool *
 	d->lost = false;
 	pthread_mutex_unlock(&d->lock);
 	return ret;
+}
+
+uint64_t dirty_ring_pages_of(struct vm *vm, unsigned vcpu)
+{
+	uint64_t pages;
+
+	pthread_mutex_lock(&vm->dirty_ring.lock);
+	pages = vm->vcpu[vcpu].ring_pages;
+	pthread_mutex_unlock(&vm->dirty_ring.lock);
+	return pages;
 }
 
 int dirty_ring_full(struct vcpu *v)

@@ -61,7 +61,7 @@ struct dirty_config {
 
 struct dirty_ring {
 	uint32_t entries;     /* of each vCPU's ring; 0: there are none, use the dirty log */
-	pthread_mutex_t lock; /* guards the rest, and the vCPUs' ring_next */
+	pthread_mutex_t lock; /* guards the rest, and the vCPUs' ring_next and ring_pages */
 	uint64_t *pages;      /* a bit a page: harvested; NULL: nobody wants to know */
 	bool lost;	      /* not all of it is in there */
 	uint64_t filled;      /* how often a vCPU left the guest for a full ring */
@@ -89,6 +89,12 @@ int dirty_ring_note_in(struct vm *vm, uint64_t *pages);
  * and then all pages are to be taken for dirty. 0 or -errno.
  */
 int dirty_ring_collect(struct vm *vm, uint64_t *bitmap, uint64_t n_words, bool *lost);
+
+/*
+ * How many pages have been harvested from this vCPU's ring since it was made: those that it wrote
+ * before any other did. 0 without rings.
+ */
+uint64_t dirty_ring_pages_of(struct vm *vm, unsigned vcpu);
 
 /* KVM_EXIT_DIRTY_RING_FULL, on the vCPU's thread. 0, or -errno: it would be full again at once. */
 int dirty_ring_full(struct vcpu *v);

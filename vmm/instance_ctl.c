@@ -393,18 +393,18 @@ static void do_stop(void *arg, struct ctl_client *client, json_t *request)
 static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
-	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT,
-				      .timeout_ns = MIGRATE_TIMEOUT_DEFAULT};
+	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT};
 	double downtime_ms = 0, timeout_ms = 0, peer_timeout_ms = 0, reconnect_ms = 0;
 	const char *cmd, *uri, *verify = "stream", *compress = "auto", *leave = "";
+	const char *on_timeout = "cancel";
 	json_int_t connections = 0, bandwidth = 0;
 	struct errmsg err = {""};
 
-	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s,s?I,s?F,s?F,s?s!}", "cmd", &cmd,
-		    "uri", &uri, "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms, "verify",
-		    &verify, "connections", &connections, "compress", &compress, "bandwidth",
-		    &bandwidth, "peer_timeout_ms", &peer_timeout_ms, "reconnect_ms", &reconnect_ms,
-		    "leave", &leave))
+	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s,s?I,s?F,s?F,s?s,s?s!}", "cmd",
+		    &cmd, "uri", &uri, "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms,
+		    "verify", &verify, "connections", &connections, "compress", &compress,
+		    "bandwidth", &bandwidth, "peer_timeout_ms", &peer_timeout_ms, "reconnect_ms",
+		    &reconnect_ms, "leave", &leave, "on_timeout", &on_timeout))
 		return;
 	if (config_check_uri(uri, &err)) {
 		ctl_error(client, NULL, "%s", err.text);
@@ -431,6 +431,11 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 	}
 	if (!take_bandwidth(client, bandwidth, &opt.bandwidth))
 		return;
+	if (policy_parse_on_timeout(on_timeout, &opt.on_timeout)) {
+		ctl_error(client, NULL,
+			  "on_timeout is none of \"cancel\", \"throttle\" and \"continue\"");
+		return;
+	}
 	if (strcmp(verify, "stream") != 0 && strcmp(verify, "full") != 0) {
 		ctl_error(client, NULL, "verify is neither \"stream\" nor \"full\"");
 		return;

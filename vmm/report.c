@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "report_trace.h"
 #include "util.h"
 
 static json_int_t jint(uint64_t v)
@@ -81,6 +82,7 @@ json_t *report_progress(const struct migrate_stats *s)
 			      "remaining_pages", jint(s->remaining_pages), "pages", report_pages(s),
 			      "zerocopy", report_zerocopy(s));
 
+	report_trace_progress(j, s);
 	/* The destination has no limits, and foresees nothing. */
 	if (!j || !s->downtime_target_ns)
 		return j;
@@ -108,11 +110,14 @@ static json_t *report_rounds(const struct migrate_stats *s)
 
 		/* One that was broken off has no figures. */
 		if (r->number == n)
-			json_array_append_new(list, json_pack("{s:I,s:o,s:I,s:I,s:I}", "round",
-							      (json_int_t)n, "ms", report_ms(r->ns),
-							      "pages", jint(r->pages), "sent",
-							      jint(r->sent), "wire_bytes",
-							      jint(r->wire_bytes)));
+			json_array_append_new(
+				list,
+				report_trace_round(json_pack("{s:I,s:o,s:I,s:I,s:I}", "round",
+							     (json_int_t)n, "ms", report_ms(r->ns),
+							     "pages", jint(r->pages), "sent",
+							     jint(r->sent), "wire_bytes",
+							     jint(r->wire_bytes)),
+						   r));
 	}
 	return list;
 }
@@ -144,6 +149,7 @@ json_t *report_final(const struct migrate_stats *s)
 				      "last_pages_ms", report_ms(s->last_pages_ns), "state_ms",
 				      report_ms(s->state_ns), "proof_ms", report_ms(s->proof_ns),
 				      "commit_ms", report_ms(s->commit_ns)));
+	report_trace_final(j, s);
 	if (s->status != MIGRATE_COMPLETED)
 		json_object_set_new(j, "error", report_text(s->error.text));
 	return j;
@@ -246,6 +252,7 @@ void report_progress_line(const json_t *p, char *buf, size_t len)
 	snprintf(buf, len, "%s, round %.0f: %s left, %s/s, guest writes %s/s, %.1f s%s",
 		 text(p, "phase"), number(p, "round"), left, rate, dirty,
 		 number(p, "elapsed_ms") / 1000, to_go);
+	report_trace_line(p, buf + strlen(buf), len - strlen(buf));
 }
 
 void report_details(const json_t *p, FILE *f)
@@ -312,4 +319,5 @@ void report_summary(const json_t *final, FILE *f)
 		number(parts, "pause_ms"), number(parts, "last_pages_ms"),
 		number(parts, "state_ms"), number(parts, "proof_ms"), number(parts, "commit_ms"),
 		number(final, "rtt_ms"));
+	report_trace_summary(final, f);
 }

@@ -5,7 +5,8 @@
  * What makes the stop exact is that a thread parks only after KVM_RUN has returned EINTR: KVM
  * completes the access of the previous exit (moves the instruction pointer, stores what a read
  * gave) on the way in, before it looks at immediate_exit. A thread that parked right after it
- * had served an exit would leave an access half done, and the guest would do it twice.
+ * had served an exit would leave an access half done, and the guest would do it twice. A thread
+ * that is throttled naps in the same place.
  */
 #include "vcpu.h"
 
@@ -190,13 +191,11 @@ static void serve_exit(struct vcpu *v)
 	}
 }
 
-/* Waits while the VM is paused. false when the thread is to end. */
-static bool park(struct vcpu *v)
+/* With vm->lock held: waits while the VM is paused. */
+static void stand(struct vcpu *v)
 {
 	struct vm *vm = v->vm;
-	bool quit;
 
-	pthread_mutex_lock(&vm->lock);
 	if (vm->pause_reasons && !v->parked) {
 		v->parked = true;
 		vm->n_parked++;
@@ -204,14 +203,28 @@ static bool park(struct vcpu *v)
 	}
 	while (vm->pause_reasons && !vm->quit)
 		pthread_cond_wait(&vm->changed, &vm->lock);
+	if (!vm->quit && v->parked) {
+		v->parked = false;
+		vm->n_parked--;
+	}
+}
+
+/* Waits while the VM is paused, or this vCPU naps. false when the thread is to end. */
+static bool park(struct vcpu *v)
+{
+	struct vm *vm = v->vm;
+	bool quit;
+
+	pthread_mutex_lock(&vm->lock);
+	do {
+		stand(v);
+		throttle_nap(v);
+	} while (vm->pause_reasons && !vm->quit);
 	quit = vm->quit;
 	if (!quit) {
-		if (v->parked) {
-			v->parked = false;
-			vm->n_parked--;
-		}
 		/* Under the lock: whoever pauses sets it after he has set his reason. */
 		__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+		throttle_arm(v, KICK_SIGNAL);
 	}
 	pthread_mutex_unlock(&vm->lock);
 	return !quit;
@@ -236,17 +249,24 @@ static void *vcpu_thread(void *arg)
 			go = park(v);
 		}
 	}
+	throttle_end(v);
 	return NULL;
 }
 
-static void on_kick(int sig)
+/* It is enough that KVM_RUN returns; who kicks has set immediate_exit, a timer has not. */
+static void on_kick(int sig, siginfo_t *info, void *context)
 {
-	(void)sig; /* it is enough that KVM_RUN returns */
+	struct vcpu *v = info->si_code == SI_TIMER ? info->si_value.sival_ptr : NULL;
+
+	(void)sig;
+	(void)context;
+	if (v)
+		__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 }
 
 int vcpu_start(struct vcpu *v, struct errmsg *err)
 {
-	struct sigaction sa = {.sa_handler = on_kick};
+	struct sigaction sa = {.sa_sigaction = on_kick, .sa_flags = SA_SIGINFO};
 	sigset_t block, old;
 	char name[16];
 	int ret;

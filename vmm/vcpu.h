@@ -17,6 +17,7 @@
 
 #include "log.h"
 #include "sbuf.h"
+#include "throttle.h"
 
 struct vm;
 
@@ -28,9 +29,11 @@ struct vcpu {
 	size_t run_size;
 	struct kvm_dirty_gfn *ring; /* NULL without; see dirty_ring.h */
 	uint32_t ring_next;	    /* entry to be harvested next, as far as it has been counted */
+	uint64_t ring_pages;	    /* harvested so far */
 	pthread_t thread;
 	bool thread_started;
-	bool parked;	       /* under vm->lock */
+	bool parked; /* under vm->lock */
+	struct throttle throttle;
 	uint64_t tsc_deadline; /* loaded, not yet armed */
 	uint64_t exits;	       /* for status; written by the thread only */
 };

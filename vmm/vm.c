@@ -355,6 +355,8 @@ static void add_reason(struct vm *vm, unsigned reason)
 		return;
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		vcpu_kick(&vm->vcpu[i]);
+	/* Those that nap. */
+	pthread_cond_broadcast(&vm->changed);
 }
 
 /* With vm->lock held. */

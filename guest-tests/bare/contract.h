@@ -48,6 +48,9 @@
 #define BARE_CMD_REPORT 'r' /* print the periodic line now */
 #define BARE_CMD_GAPS 'g'   /* print the latest gaps one by one (dirty) */
 #define BARE_CMD_VERIFY 'v' /* check everything now (dirty, smp, fpu, virtio) */
+#define BARE_CMD_FLAT                                                                              \
+	'f'		    /* from now on flat out whatever rate= says; again: as it says (dirty) \
+			     */
 #define BARE_CMD_REBOOT 'b' /* reset the machine, whatever is under way (virtio) */
 #define BARE_CMD_QUIT 'q'   /* check everything, print `done`, power off */
 
@@ -73,6 +76,8 @@
  *     ws=SIZE         working set: pages with content that can be checked (64M)
  *     hot=SIZE        the first part of it, which is rewritten round and round (= ws)
  *     rate=SIZE       bytes of pages rewritten in a second, all CPUs together; 0: flat out (0)
+ *     catch_up=US     of rewriting that may be caught up with after a pause, where there is a rate
+ *                     (10000)
  *     kind=KIND       how a page is rewritten (new):
  *           new         wholly new pseudo-random content each time
  *           same        the same content stored again
@@ -86,6 +91,7 @@
  *                     eight words, of which one at least differs between any two generations next
  *                     to each other, or all (sample when flat out, full when rate= is given)
  *     cpus=N          CPUs that share the working set (1)
+ *     writers=N       of these, how many share the part that is rewritten; the rest spins (= cpus)
  *     seed=N          of all content (1)
  *     report=SECONDS  between two periodic lines; 0: none (1)
  *     secs=N

@@ -18,7 +18,7 @@
 #include "contract.h"
 
 #define POLL_US 5000
-#define BACKLOG_US 10000   /* of rewriting that may be caught up with after a pause */
+#define BACKLOG_US 10000   /* of rewriting that may be caught up with after a pause, by default */
 #define ANSWER_US 60000000 /* for another CPU to do what it is told */
 #define IO_PROBES 16
 #define RECENT_US 500 /* shorter gaps are not remembered one by one */
@@ -56,8 +56,9 @@ struct worker {
 
 static struct {
 	struct working_set ws;
-	uint32_t cpus;
+	uint32_t cpus, writers;
 	uint64_t interval;   /* cycles between two pages of one CPU; 0: flat out */
+	bool flat;	     /* for now as if there was no interval; atomic */
 	uint64_t backlog;    /* cycles */
 	uint64_t io_cost;    /* cycles of a port access at best */
 	uint64_t recent_min; /* RECENT_US in cycles */
@@ -168,7 +169,7 @@ static void step(struct worker *w, uint64_t now)
 {
 	if (dirty.ws.kind == KIND_IDLE || w->hot_first == w->hot_end)
 		return;
-	if (dirty.interval) {
+	if (dirty.interval && !__atomic_load_n(&dirty.flat, __ATOMIC_RELAXED)) {
 		if ((int64_t)(now - w->due) < 0)
 			return;
 		w->due += dirty.interval;
@@ -377,6 +378,9 @@ static void serve_console(uint64_t now)
 	case BARE_CMD_GAPS:
 		print_gaps();
 		break;
+	case BARE_CMD_FLAT:
+		__atomic_store_n(&dirty.flat, !dirty.flat, __ATOMIC_RELAXED);
+		break;
 	case BARE_CMD_VERIFY:
 		verify_all();
 		break;
@@ -398,7 +402,7 @@ static void read_options(void)
 	uint64_t bytes = rt_option("ws", 64ul << 20);
 	uint64_t hot = rt_option("hot", bytes);
 	uint64_t rate = rt_option("rate", 0);
-	uint64_t cpus = rt_option("cpus", 1);
+	uint64_t cpus = rt_option("cpus", 1), writers = rt_option("writers", cpus);
 	uint64_t cycles = rt.tsc_khz * 1000;
 
 	if (cpus == 0 || cpus > rt.nr_cpus)
@@ -407,7 +411,10 @@ static void read_options(void)
 		rt_panic("ws= does not fit: less than a page for each CPU, or more than free RAM");
 	if (hot > bytes)
 		rt_panic("hot= is more than ws=");
+	if (writers == 0 || writers > cpus)
+		rt_panic("writers= is none, or more than cpus=");
 	dirty.cpus = (uint32_t)cpus;
+	dirty.writers = (uint32_t)writers;
 	ws->pages = bytes / RT_PAGE_SIZE;
 	ws->hot = hot / RT_PAGE_SIZE;
 	ws->seed = rt_option("seed", 1);
@@ -415,9 +422,9 @@ static void read_options(void)
 	ws->content = (enum content)rt_option_word("content", content_names, CONTENT_RANDOM);
 	ws->check_all = rt_option_word("check", checks, rate != 0);
 	if (rate)
-		dirty.interval = cycles / rate * RT_PAGE_SIZE * cpus +
-				 cycles % rate * RT_PAGE_SIZE * cpus / rate;
-	dirty.backlog = rt_us_to_cycles(BACKLOG_US);
+		dirty.interval = cycles / rate * RT_PAGE_SIZE * writers +
+				 cycles % rate * RT_PAGE_SIZE * writers / rate;
+	dirty.backlog = rt_us_to_cycles(rt_option("catch_up", BACKLOG_US));
 	dirty.recent_min = rt_us_to_cycles(RECENT_US);
 }
 
@@ -428,8 +435,8 @@ static void share_pages(void)
 	for (uint32_t c = 0; c < dirty.cpus; c++) {
 		struct worker *w = &dirty.workers[c];
 
-		w->hot_first = hot * c / dirty.cpus;
-		w->hot_end = hot * (c + 1) / dirty.cpus;
+		w->hot_first = hot * (c < dirty.writers ? c : dirty.writers) / dirty.writers;
+		w->hot_end = hot * (c < dirty.writers ? c + 1 : dirty.writers) / dirty.writers;
 		w->cold_first = hot + cold * c / dirty.cpus;
 		w->cold_end = hot + cold * (c + 1) / dirty.cpus;
 	}

@@ -28,7 +28,8 @@ static void start_busy(struct guest *g)
 static struct proc *start_endless(struct guest *g, struct dest *d)
 {
 	dest_start(d, "there", "tcp:127.0.0.1:0", NULL);
-	return move_start(g, slow_link(d, LINK_SPEED), "--downtime=1us", NULL);
+	return move_start(g, slow_link(d, LINK_SPEED), "--downtime=1us", "--on-timeout=continue",
+			  NULL);
 }
 
 static bool is_migrating(void *arg)

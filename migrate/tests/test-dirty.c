@@ -348,6 +348,27 @@ START_TEST(ring_fills)
 }
 END_TEST
 
+/* Whose pages they are is counted, however they come out of the ring. */
+START_TEST(ring_counts)
+{
+	uint64_t before;
+
+	begin(RAM_MIN);
+	settle();
+	before = dirty_ring_pages_of(m->vm, 0);
+	for (unsigned i = 0; i < 5; i++)
+		kvm_guest_store(m->vm, MIB + i * PAGE_SIZE, i);
+	/* Again, before anybody has looked. */
+	kvm_guest_store(m->vm, MIB, 7);
+	ck_assert_int_eq(dirty_ring_full(&m->vm->vcpu[0]), 0);
+	ck_assert_uint_eq(dirty_ring_pages_of(m->vm, 0), before + 5);
+	kvm_guest_store(m->vm, MIB, 8);
+	ck_assert_uint_eq(collect(), 5);
+	ck_assert_uint_eq(dirty_ring_pages_of(m->vm, 0), before + 6);
+	end();
+}
+END_TEST
+
 /* Stopped with entries in the ring and pages noted: the next time starts as the first. */
 START_TEST(ring_stops)
 {
@@ -531,6 +552,7 @@ int main(void)
 					  own_stores,  both,	     two_regions};
 	const TTest *const of_log[] = {log_looks, log_ranges, log_stops};
 	const TTest *const of_ring[] = {ring_fills,
+					ring_counts,
 					ring_stops,
 					ring_full_late,
 					ring_reset_is_cut_short,

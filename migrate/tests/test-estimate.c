@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "../estimate.h"
 
-#include <stdbool.h>
-
 #include "../../vmm/tests/check-main.h"
 #include "../../vmm/util.h"
 
@@ -154,27 +152,38 @@ START_TEST(limit_raised)
 }
 END_TEST
 
-static bool pays(uint64_t pages, uint64_t round_ms)
+static double next_ms(uint64_t pages, uint64_t round_ms)
 {
-	return estimate_round_pays(&e, pages, round_ms * NS_PER_MS, 3 * NS_PER_MS, NS_PER_MS / 10);
+	return (double)estimate_next_ns(&e, pages, round_ms * NS_PER_MS, NS_PER_MS) /
+	       (double)NS_PER_MS;
 }
 
-/* PAGES a second go over this network. */
-START_TEST(one_round_more)
+/* PAGES a second go over this network: what becomes dirty while some do. */
+START_TEST(after_another_round)
 {
 	begin();
 	learn(1000, 300, PAGES, true);
-	/* 20 ms of pages, dirtied in 100 ms: a fifth of that is left after a round. */
-	ck_assert(pays(PAGES / 50, 100));
+	/* 20 ms of pages, dirtied in 100 ms: a fifth of that is left, and what a round trip adds.
+	 */
+	ck_assert_double_eq_tol(next_ms(PAGES / 50, 100), 4.2, 0.1);
 	/* Dirtied as fast as they are sent, or faster. */
-	ck_assert(!pays(PAGES / 50, 20));
-	ck_assert(!pays(PAGES / 50, 10));
-	/* The rest of the pause is most of it. */
-	ck_assert(!pays(PAGES / 1000, 100));
-	ck_assert(!pays(0, 100));
-	/* However much it would help: not for long. */
-	ck_assert(!pays(PAGES / 5, 10000));
-	ck_assert(!pays(PAGES / 50, 0));
+	ck_assert_double_eq_tol(next_ms(PAGES / 50, 20), 21, 0.1);
+	ck_assert_double_eq_tol(next_ms(PAGES / 50, 10), 42, 0.1);
+	ck_assert_double_eq_tol(next_ms(0, 100), 0, 0.01);
+	/* It is not known: no fewer. */
+	ck_assert_double_ge(next_ms(PAGES / 50, 0), 20);
+}
+END_TEST
+
+/* What pages come to follows what the latest round's did. */
+START_TEST(bytes)
+{
+	begin();
+	learn(1000, 300, PAGES, true);
+	ck_assert_double_eq_tol((double)estimate_bytes(&e, PAGES), PAGES * 4128.0, 1000);
+	learn(100, 30, PAGES / 2, false);
+	ck_assert_double_eq_tol((double)estimate_bytes(&e, PAGES), PAGES * 2064.0, 1000);
+	ck_assert_double_eq_tol((double)estimate_bytes(&e, 2 * PAGES), PAGES * 6192.0, 1000);
 }
 END_TEST
 
@@ -182,7 +191,8 @@ int main(void)
 {
 	const TTest *const tests[] = {
 		whole_pages, zeros_promise_nothing, unchanged_pages, small_rounds,
-		limit,	     limit_raised,	    workers,	     one_round_more};
+		limit,	     limit_raised,	    workers,	     after_another_round,
+		bytes};
 
 	return check_main("estimate", tests, ARRAY_SIZE(tests));
 }

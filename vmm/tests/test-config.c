@@ -52,6 +52,7 @@ START_TEST(defaults)
 	ck_ok(PARSE("migrate", "vm1", "tcp:h:1"));
 	ck_assert_uint_eq(cfg.downtime_ns, 50 * NS_PER_MS);
 	ck_assert_uint_eq(cfg.timeout_ns, 0);
+	ck_assert_int_eq(cfg.on_timeout, ON_TIMEOUT_CANCEL);
 	ck_assert_int_eq(cfg.verify, MIGRATE_VERIFY_STREAM);
 }
 END_TEST
@@ -80,7 +81,8 @@ END_TEST
 START_TEST(words_and_options_mix)
 {
 	ck_ok(PARSE("migrate", "a", "--json", "tcp:h:1", "--downtime=2s", "--timeout", "5m",
-		    "--verify=full"));
+		    "--verify=full", "--on-timeout", "throttle"));
+	ck_assert_int_eq(cfg.on_timeout, ON_TIMEOUT_THROTTLE);
 	ck_assert_uint_eq(cfg.n_args, 2);
 	ck_assert_str_eq(cfg.args[0], "a");
 	ck_assert_str_eq(cfg.args[1], "tcp:h:1");
@@ -140,6 +142,7 @@ START_TEST(bad_values)
 		       "--downtime");
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
 		ck_bad(PARSE("run", "-n", (char *)(uintptr_t)names[i]), names[i]);
+	ck_bad(PARSE("migrate", "--on-timeout", "maybe", "a", "b"), "'maybe'");
 	ck_bad(PARSE("migrate", "--verify", "maybe", "a", "b"), "'maybe'");
 	/* An error is one line, whatever it quotes. */
 	ck_bad(PARSE("run", "-n", "a\nb"), "'a?b'");
