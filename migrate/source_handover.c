@@ -13,8 +13,9 @@
 #define QUIESCE_LIMIT (5 * NS_PER_SEC)
 
 /*
- * A pause that takes so much longer than is allowed is given up, whatever the network promised before it; rehashing
- * all of RAM is allowed its time on top. And so is waiting for the answer to COMMIT.
+ * A pause that takes so much longer than is allowed is given up, whatever the network promised
+ * before it; rehashing all of RAM is allowed its time on top. And so is waiting for the answer to
+ * COMMIT.
  */
 #define PAUSE_LIMIT (30 * NS_PER_SEC)
 #define REHASH_BYTES_PER_S (50 * MIB)
