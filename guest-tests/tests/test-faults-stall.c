@@ -165,7 +165,7 @@ static void wait_ms(int ms)
 	harness_until(never, NULL, ms);
 }
 
-/* Again and again nothing moves for half the limit, in the rounds and at the pause. */
+/* Again and again nothing moves for a good part of the limit, in the rounds and at the pause. */
 START_TEST(held_for_a_while)
 {
 	static const unsigned types[] = {WIRE_HELLO, WIRE_PAGES, WIRE_ROUND_END, WIRE_STATE};
@@ -173,17 +173,17 @@ START_TEST(held_for_a_while)
 	struct stall s;
 	struct move m;
 
-	start_at(&s, "held", "ws=1M rate=256K", "tcp:127.0.0.1:0", 3 * LIMIT_MS);
+	start_at(&s, "held", "ws=1M rate=256K", "tcp:127.0.0.1:0", 4 * LIMIT_MS);
 	s.relay = relay_start("tcp:127.0.0.1:0", s.d.uri);
 	for (unsigned i = 0; i < N; i++)
 		relay_act(s.relay,
 			  (struct relay_act){.dir = TO_DEST, .type = types[i], .what = RELAY_HOLD});
-	s.migrate = move_start(&s.g, s.relay->uri, "--connections=1", limit(3 * LIMIT_MS),
+	s.migrate = move_start(&s.g, s.relay->uri, "--connections=1", limit(4 * LIMIT_MS),
 			       "--downtime=10s", NULL);
 	for (unsigned i = 0; i < N; i++) {
 		relay_wait(s.relay, i, 30000);
 		relay_hold(s.relay);
-		wait_ms(LIMIT_MS);
+		wait_ms(LIMIT_MS * 3 / 2);
 		relay_go(s.relay);
 	}
 	move_report(s.migrate, 0, &m, 30000);
