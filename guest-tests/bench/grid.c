@@ -28,7 +28,7 @@
 
 #define CELLS_MAX 256
 #define WORDS_MAX 8
-#define READY_MS 120000
+#define READY_MS 300000 /* to fill its memory, or to check it, on a machine that is busy */
 #define ANSWER_MS 30000
 /* From godwit's own --timeout, which is of everything before the pause, to the cell's: a pause on
  * the slowest network, and what a connection may be silent for. */
@@ -228,7 +228,8 @@ static bool run(struct grid *g, const char *json)
 	for (unsigned i = 0; i < g->n; i++) {
 		struct job job = {.grid = g, .i = i};
 		struct grid_result *r = &g->result[i];
-		unsigned limit_s = g->cell[i].timeout_s + (GRACE_MS + READY_MS) / 1000;
+		unsigned limit_s =
+			g->cell[i].timeout_s + (GRACE_MS + 2 * READY_MS + 3 * ANSWER_MS) / 1000;
 		char why[256] = "";
 
 		if (!harness_run(harness_path("cell %u", i + 1), limit_s, run_cell, &job, why)) {
