@@ -32,6 +32,9 @@
 /* Less is not worth it. */
 #define THROTTLE_MIN 5U
 
+/* A round trip that is shorter than this may be a busy host's as well as the network's. */
+#define FLOOR_MIN (10 * NS_PER_MS)
+
 static const char *const on_timeout_names[] = {"cancel", "throttle", "continue"};
 
 const char *policy_on_timeout_name(enum on_timeout what)
@@ -85,19 +88,39 @@ uint64_t policy_slowest_from_ns(const struct policy_choice *c)
 void policy_late_text(uint32_t round, uint64_t dirty_pages_per_s, uint64_t sent_per_s,
 		      struct errmsg *why)
 {
-	unsigned long long sent = sent_per_s / MIB, dirty = dirty_pages_per_s * PAGE_SIZE / MIB;
+	char sent[32], dirty[32];
 
+	format_size(sent, sizeof(sent), sent_per_s);
+	format_size(dirty, sizeof(dirty), dirty_pages_per_s * PAGE_SIZE);
 	if (round <= 1)
-		errmsg_set(why, 0,
-			   "not done within the time allowed: sending %llu MiB/s, which was not "
-			   "enough to send all of the memory once; allow more --timeout",
-			   sent);
+		errmsg_set(
+			why, 0,
+			"not done within the time allowed: sending %s/s, which was not enough to "
+			"send all of the memory once; allow more --timeout",
+			sent);
 	else
 		errmsg_set(why, 0,
-			   "not done within the time allowed: dirtying %llu MiB/s, sending %llu "
-			   "MiB/s; allow more --timeout or --downtime, slow the guest down with "
+			   "not done within the time allowed: dirtying %s/s, sending %s/s; allow "
+			   "more --timeout or --downtime, slow the guest down with "
 			   "--on-timeout=throttle, or quieten it",
 			   dirty, sent);
+}
+
+bool policy_beyond_reach(const struct policy_choice *c, uint64_t floor_ns, uint64_t rtt_ns,
+			 struct errmsg *why)
+{
+	/* Some room for pages, and for both hosts. */
+	uint64_t enough_ms = (floor_ns + floor_ns / 4 + 20 * NS_PER_MS) / NS_PER_MS;
+
+	if (floor_ns <= MAX(c->downtime_ns, FLOOR_MIN) || c->on_timeout == ON_TIMEOUT_CONTINUE)
+		return false;
+	errmsg_set(
+		why, 0,
+		"the handover alone stops the guest for %.0f ms on this network (round trip %.1f "
+		"ms), %.3g ms are allowed: try --downtime=%llums",
+		(double)floor_ns / (double)NS_PER_MS, (double)rtt_ns / (double)NS_PER_MS,
+		(double)c->downtime_ns / (double)NS_PER_MS, (unsigned long long)enough_ms);
+	return true;
 }
 
 /* What the numbers are that do not come down. */
@@ -243,6 +266,10 @@ void policy_decide(struct policy *p, const struct policy_choice *c, const struct
 		.throttle = throttle_for(p, c, f),
 		.converging = !p->stuck,
 	};
+	if (policy_beyond_reach(c, f->floor_ns, f->rtt_ns, &d->why)) {
+		d->action = POLICY_GIVE_UP;
+		return;
+	}
 	if (fits(c, f)) {
 		d->converging = true;
 		d->throttle = f->throttle;

@@ -55,6 +55,7 @@ struct policy_facts {
 	uint64_t pages_ns;   /* that they will take */
 	uint64_t next_ns;    /* what is left after another round will take */
 	uint64_t fixed_ns;   /* what the pause takes besides pages */
+	uint64_t floor_ns;   /* and of this what the network takes: no host can make it shorter */
 	uint64_t rtt_ns;
 	uint64_t sent_per_s; /* bytes, in this round */
 	uint64_t dirty_pages_per_s;
@@ -97,6 +98,14 @@ struct policy {
 /* Decides after a round. Rounds must come in order, none left out. */
 void policy_decide(struct policy *p, const struct policy_choice *c, const struct policy_facts *f,
 		   struct policy_decision *d);
+
+/*
+ * Is a pause beyond reach on this network that is no longer than the user allows, because state and
+ * proof alone take floor_ns? Then why says so, and what would do. Nothing is beyond reach of a move
+ * that is to go on whatever comes (ON_TIMEOUT_CONTINUE).
+ */
+bool policy_beyond_reach(const struct policy_choice *c, uint64_t floor_ns, uint64_t rtt_ns,
+			 struct errmsg *why);
 
 /* The time after which a move is given up, wherever it is; UINT64_MAX: never. */
 uint64_t policy_limit_ns(const struct policy_choice *c);

@@ -34,6 +34,8 @@
 #define ETA_SAMPLE_NS (2 * NS_PER_SEC)
 #define ETA_PAGES 256ULL
 
+#define YOUNG_NS (2 * NS_PER_SEC)
+
 void source_set_phase(struct migration *m, enum migrate_phase phase)
 {
 	pthread_mutex_lock(&m->lock);
@@ -150,8 +152,11 @@ int source_check_stop(struct migration *m, struct errmsg *err)
 	if (end != VM_END_NONE)
 		return errmsg_set(err, -ESHUTDOWN, "the guest ended during the migration");
 	if (now_ns() > m->deadline_ns) {
-		policy_late_text(m->stats.round, m->stats.dirty_pages_per_s, m->stats.bytes_per_s,
-				 err);
+		/* Of a round that has just begun the speed says nothing. */
+		bool young = now_ns() - m->round_start_ns < YOUNG_NS && m->last_bytes_per_s;
+
+		policy_late_text(m->stats.round, m->stats.dirty_pages_per_s,
+				 young ? m->last_bytes_per_s : m->stats.bytes_per_s, err);
 		return -ETIME;
 	}
 	return 0;

@@ -61,7 +61,8 @@ struct migration {
 	uint64_t past_cpu_ns;
 	struct page_counts past;
 	uint64_t round_start_ns, round_start_sent, round_start_cpu, round_pages;
-	uint64_t collect_ns; /* what finding the round's pages took */
+	uint64_t last_bytes_per_s; /* of the round before */
+	uint64_t collect_ns;	   /* what finding the round's pages took */
 	struct page_counts round_start_counts;
 	struct mark {
 		uint64_t ns, done;
@@ -73,7 +74,9 @@ struct migration {
 	struct source_vcpu *vcpus;
 	bool looked;	      /* at who writes */
 	unsigned throttle;    /* percent, at present */
+	double hash_ns;	      /* of a page of RAM, where all are hashed at the pause; else 0 */
 	int64_t clock_offset; /* destination's now_ns() less ours */
+	uint64_t clocks_at;   /* when that was measured */
 	uint64_t rtt;
 	uint64_t pause_start;
 	bool released; /* disks' locks and the like are free for the destination */

@@ -13,6 +13,12 @@
 
 #define PINGS 5U
 
+/* Clocks drift apart, by milliseconds in a minute at the worst. */
+#define CLOCKS_OLD (10 * NS_PER_SEC)
+
+/* Pages that tell how long hashing takes. */
+#define HASH_SAMPLE 1024U
+
 /* What a pause costs besides pages, until a pause of this machine has been measured. */
 #define STATE_COST_GUESS (3 * NS_PER_MS)
 #define VCPU_COST_GUESS (NS_PER_MS / 2)
@@ -60,7 +66,22 @@ static int measure_clocks(struct migration *m)
 			m->clock_offset = (int64_t)(pong[1] - (sent + rtt / 2));
 		}
 	}
+	m->clocks_at = now_ns();
 	return 0;
+}
+
+/* With --verify=full all of RAM is hashed at the pause: how long that takes here, it does there. */
+static void measure_hashing(struct migration *m)
+{
+	const struct ram *ram = &m->vm->ram;
+	uint64_t first = 0, n, hashed = 0, start = now_ns();
+	volatile uint64_t sink = 0;
+
+	for (; hashed < HASH_SAMPLE && ram_next_populated(ram, &first, &n); first += n) {
+		for (uint64_t i = first; i < first + n && hashed < HASH_SAMPLE; i++, hashed++)
+			sink ^= hash_page(&m->hashes, ram_page(ram, i)).low;
+	}
+	m->hash_ns = hashed ? (double)(now_ns() - start) / (double)hashed : 0;
 }
 
 /*
@@ -175,16 +196,29 @@ static void learn(struct migration *m)
 	};
 
 	source_take_tuning(m);
+	m->last_bytes_per_s = m->stats.bytes_per_s;
 	estimate_learn(&m->estimate, &cost, m->stats.round == 1);
 }
 
-/* State there and back, and the proof: what the pause costs besides pages. */
+/* State there and back, and the proof: what the network makes of it. */
+static uint64_t floor_ns(const struct migration *m)
+{
+	/* READY, and RUNNING; all of RAM is hashed only once the last round has been acknowledged.
+	 */
+	unsigned trips = m->opt.verify == MIGRATE_VERIFY_FULL ? 3 : 2;
+	double bytes = STATE_BYTES_GUESS + m->vm->n_vcpus * VCPU_BYTES_GUESS +
+		       (double)hashes_proof_len(&m->hashes);
+
+	return trips * m->rtt + (uint64_t)(bytes * estimate_byte_ns(&m->estimate));
+}
+
+/* What the pause costs besides pages. First the source hashes all of RAM, then the destination. */
 static uint64_t fixed_ns(const struct migration *m)
 {
-	double bytes = STATE_BYTES_GUESS + m->vm->n_vcpus * VCPU_BYTES_GUESS;
+	double hashed = (double)(ram_used(&m->vm->ram) / PAGE_SIZE);
 
-	return STATE_COST_GUESS + m->vm->n_vcpus * VCPU_COST_GUESS + 2 * m->rtt +
-	       (uint64_t)(bytes * estimate_byte_ns(&m->estimate));
+	return STATE_COST_GUESS + m->vm->n_vcpus * VCPU_COST_GUESS + floor_ns(m) +
+	       (uint64_t)(2 * hashed * m->hash_ns);
 }
 
 /* What is known now that a round has ended; the pages left became dirty in round_ns. */
@@ -202,6 +236,7 @@ static void gather(const struct migration *m, uint64_t pages, uint64_t round_ns,
 		.pages_ns = estimate_pages_ns(e, pages),
 		.next_ns = estimate_next_ns(e, pages, round_ns, m->rtt),
 		.fixed_ns = fixed_ns(m),
+		.floor_ns = floor_ns(m),
 		.rtt_ns = m->rtt,
 		.sent_per_s = m->stats.bytes_per_s,
 		.dirty_pages_per_s = (uint64_t)((double)pages * 1e9 / (double)MAX(round_ns, 1U)),
@@ -266,6 +301,11 @@ int source_precopy(struct migration *m)
 			   m->session, &m->path, &m->err);
 	if (ret == 0)
 		ret = measure_clocks(m);
+	/* Before anything is sent: nothing of it would be of use. */
+	if (ret == 0 && policy_beyond_reach(&m->choice, floor_ns(m), m->rtt, &m->err))
+		ret = -ETIME;
+	if (ret == 0 && m->opt.verify == MIGRATE_VERIFY_FULL)
+		measure_hashing(m);
 	if (ret == 0)
 		ret = source_take_stock(m);
 	if (ret == 0)
@@ -277,6 +317,9 @@ int source_precopy(struct migration *m)
 			break;
 		learn(m);
 		ret = source_check_stop(m, &m->err);
+		/* Before what is left is looked at: the guest writes meanwhile. */
+		if (ret == 0 && now_ns() - m->clocks_at > CLOCKS_OLD)
+			ret = measure_clocks(m);
 		if (ret == 0)
 			ret = source_collect(m, &pages);
 		if (ret)
@@ -285,6 +328,5 @@ int source_precopy(struct migration *m)
 		gather(m, pages, now_ns() - collected_ns, &facts);
 		ret = decide(m, &facts, &d);
 	}
-	/* The clocks may have drifted apart since the start. */
-	return ret ? ret : measure_clocks(m);
+	return ret;
 }

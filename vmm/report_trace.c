@@ -20,6 +20,7 @@ static const struct field {
 	{"left_ms", offsetof(struct policy_facts, pages_ns), true},
 	{"next_left_ms", offsetof(struct policy_facts, next_ns), true},
 	{"fixed_ms", offsetof(struct policy_facts, fixed_ns), true},
+	{"floor_ms", offsetof(struct policy_facts, floor_ns), true},
 	{"rtt_ms", offsetof(struct policy_facts, rtt_ns), true},
 	{"sent_bytes_per_s", offsetof(struct policy_facts, sent_per_s), false},
 	{"dirty_pages_per_s", offsetof(struct policy_facts, dirty_pages_per_s), false},

@@ -158,7 +158,9 @@ static void run_cell(void *arg)
 	guest_expect(&g, "^dirty ready ", READY_MS);
 	ask(g.proc, "zr", "^dirty t_ms=");
 
+	/* Room for the round trips of the handover, and as many for the last pages. */
 	client = move_start(&g, d.uri, "--verify=full", harness_path("--timeout=%dms", timeout_ms),
+			    harness_path("--downtime=%dms", harness_slow(50 + 6 * (int)c->rtt_ms)),
 			    w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], NULL);
 	need(harness_until(client_ended, client, (int)c->timeout_s * 1000 + GRACE_MS),
 	     "the move hangs");

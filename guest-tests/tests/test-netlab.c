@@ -265,6 +265,59 @@ START_TEST(forged_bits)
 }
 END_TEST
 
+/* With another connection for each that was damaged it gets there all the same. */
+START_TEST(bits_and_patience)
+{
+	struct proc *client;
+	struct netlab l;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	netlab_up(&l, "--rate", "400mbit", "--corrupt-fixed", "4e-9", NULL);
+	netlab_enter(&l, 'b');
+	dest_start(&d, "vm-1", "tcp:" NETLAB_B ":0", "--keep=60s", NULL);
+	netlab_enter(&l, 'a');
+	guest_start(&g, "vm", "-q", "-m", "64M", "-k", bare_elf("dirty"), "-p",
+		    "ws=48M rate=1M report=0", NULL);
+	proc_fatal(g.proc, BARE_DIRTY_ERROR);
+	guest_expect(&g, "^dirty ready ", READY_MS);
+	client = move_start(&g, d.uri, "--timeout=60s", "--reconnect=60s", "--verify=full",
+			    "--connections=2", "--compress=off", NULL);
+	move_report(client, 0, &m, 90000);
+	harness_say("%llu bits flipped, %.0f connections made anew, %.1f MiB on the wire",
+		    (unsigned long long)kv(netlab_counts(&l, 'a'), "forged"),
+		    json_num(m.json, "reconnects"), (double)m.wire_bytes / 1048576);
+	guest_moved(&g, &d);
+	guest_send(&g, "q");
+	guest_expect(&g, "^dirty done .* errors=0$", READY_MS);
+}
+END_TEST
+
+/* What the round trip alone forbids is not tried. */
+START_TEST(too_far_for_that)
+{
+	struct netlab l;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	netlab_up(&l, "--delay", "50ms", NULL);
+	netlab_enter(&l, 'b');
+	dest_start(&d, "vm-1", "tcp:" NETLAB_B ":0", NULL);
+	netlab_enter(&l, 'a');
+	guest_start(&g, "vm", "-q", "-m", "64M", "-k", bare_elf("dirty"), "-p",
+		    "ws=8M rate=1M report=0", NULL);
+	guest_expect(&g, "^dirty ready ", READY_MS);
+	move_report(move_start(&g, d.uri, "--downtime=50ms", NULL), 1, &m, WAIT_MS);
+	need(strstr(m.error, "on this network (round trip 1") && strstr(m.error, "--downtime="),
+	     "'%s'", m.error);
+	ck_assert_uint_eq(m.sent, 0);
+	guest_send(&g, "q");
+	guest_expect(&g, "^dirty done .* errors=0$", READY_MS);
+}
+END_TEST
+
 /* ---- the script ---- */
 
 /* What it leaves behind ends with the test, if not before. */
@@ -387,7 +440,11 @@ int main(void)
 	tcase_add_test(tc, ends_with_its_owner);
 	tcase_add_test(tc, up_after_a_kill);
 	tcase_add_test(tc, bad_words);
-	if (harness_kvm_works())
-		tcase_add_test(harness_case(s, "godwit", 180), forged_bits);
+	if (harness_kvm_works()) {
+		tc = harness_case(s, "godwit", 180);
+		tcase_add_test(tc, forged_bits);
+		tcase_add_test(tc, bits_and_patience);
+		tcase_add_test(tc, too_far_for_that);
+	}
 	return harness_main(s);
 }

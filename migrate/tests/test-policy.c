@@ -616,6 +616,40 @@ START_TEST(traces_show)
 }
 END_TEST
 
+/* What no number of rounds makes shorter is said before any. */
+START_TEST(beyond_reach)
+{
+	struct policy_choice c = {.downtime_ns = 50 * NS_PER_MS};
+	struct policy_facts f = {.round = 1, .round_ns = NS_PER_SEC, .rtt_ns = 100 * NS_PER_MS};
+	struct policy_decision d;
+	struct policy p = {0};
+	struct errmsg why = {""};
+
+	ck_assert(!policy_beyond_reach(&c, 50 * NS_PER_MS, 25 * NS_PER_MS, &why));
+	ck_assert_str_eq(why.text, "");
+	ck_assert(policy_beyond_reach(&c, 200 * NS_PER_MS, 100 * NS_PER_MS, &why));
+	ck_assert_str_eq(why.text,
+			 "the handover alone stops the guest for 200 ms on this network "
+			 "(round trip 100.0 ms), 50 ms are allowed: try --downtime=270ms");
+	/* What is advised is enough. */
+	why.text[0] = 0;
+	c.downtime_ns = 270 * NS_PER_MS;
+	ck_assert(!policy_beyond_reach(&c, 200 * NS_PER_MS, 100 * NS_PER_MS, &why));
+	/* The least that anybody wants may be less than what a busy host takes for a round trip. */
+	c.downtime_ns = 1000;
+	ck_assert(!policy_beyond_reach(&c, 9 * NS_PER_MS, 4 * NS_PER_MS, &why));
+	/* It may be known only when the speed is. */
+	f.floor_ns = f.fixed_ns = 300 * NS_PER_MS;
+	policy_decide(&p, &c, &f, &d);
+	ck_assert_int_eq(d.action, POLICY_GIVE_UP);
+	ck_assert_msg(strstr(d.why.text, "300 ms on this network"), "%s", d.why.text);
+	p = (struct policy){0};
+	c.on_timeout = ON_TIMEOUT_CONTINUE;
+	policy_decide(&p, &c, &f, &d);
+	ck_assert_int_ne(d.action, POLICY_GIVE_UP);
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
@@ -623,7 +657,7 @@ int main(void)
 		patience,	 continue_goes_on,	 throttle_is_monotone,
 		few_rounds_more, throttle_is_released,	 throttle_at_the_timeout,
 		one_round_more,	 others_do_not_throttle, fixed_part_above_the_target,
-		throttle_ends,
+		throttle_ends,	 beyond_reach,
 	};
 	Suite *s = suite_create("policy");
 	TCase *tc = tcase_create("policy");
