@@ -294,6 +294,45 @@ START_TEST(bits_and_patience)
 }
 END_TEST
 
+/*
+ * A move with a limit leaves the rest of the link to others; without it two of its connections
+ * would take two thirds.
+ */
+START_TEST(others_keep_their_share)
+{
+	struct proc *client;
+	double ms, mbit;
+	struct netlab l;
+	struct guest g;
+	struct dest d;
+	struct move m;
+	int fd[2];
+
+	netlab_up(&l, "--rate", "40mbit", "--delay", "1ms", NULL);
+	join_tcp(&l, fd);
+	netlab_enter(&l, 'b');
+	dest_start(&d, "vm-1", "tcp:" NETLAB_B ":0", NULL);
+	netlab_enter(&l, 'a');
+	guest_start(&g, "vm", "-q", "-m", "64M", "-k", bare_elf("dirty"), "-p",
+		    "ws=48M kind=idle report=0", NULL);
+	proc_fatal(g.proc, BARE_DIRTY_ERROR);
+	guest_expect(&g, "^dirty ready ", READY_MS);
+	client = move_start(&g, d.uri, "--bandwidth=10Mbit", "--connections=2", "--compress=off",
+			    NULL);
+	while (kv(netlab_counts(&l, 'a'), "bytes") < 500000)
+		harness_pump(20);
+	need(transfer(fd, 12000000, &ms) == 0, "damaged");
+	mbit = 12000000 * 8 / ms / 1e3;
+	need(proc_running(client), "the move was over before");
+	harness_say("%.1f of 40 Mbit/s beside a move that may have 10", mbit);
+	need(mbit >= 24, "%.1f of 40 Mbit/s beside a move that may have 10", mbit);
+	godwit_run(-1, "cancel", "vm", NULL);
+	move_report(client, 1, &m, WAIT_MS);
+	guest_send(&g, "q");
+	guest_expect(&g, "^dirty done .* errors=0$", READY_MS);
+}
+END_TEST
+
 /* What the round trip alone forbids is not tried. */
 START_TEST(too_far_for_that)
 {
@@ -445,6 +484,7 @@ int main(void)
 		tcase_add_test(tc, forged_bits);
 		tcase_add_test(tc, bits_and_patience);
 		tcase_add_test(tc, too_far_for_that);
+		tcase_add_test(tc, others_keep_their_share);
 	}
 	return harness_main(s);
 }
