@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The source's stop-and-copy and handover: see source.c for what is undone by what.
+ * The source's stop-and-copy and handover: see source.c for what is undone by what, and
+ * handover.pml for a model of both sides that is checked in every order of events.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -233,7 +233,8 @@ static bool refuse_uncertain(struct instance *in, struct ctl_client *client)
 	ctl_error(
 		client, NULL,
 		"it may run at %s since its migration ended uncertain. 'godwit resume --force %s' "
-		"if it surely does not run there, 'godwit stop --force %s' to discard it here",
+		"if its receiver there has ended and it never ran there, 'godwit stop --force %s' "
+		"to discard it here",
 		in->migration_uri, name, name);
 	return true;
 }
