@@ -19,6 +19,11 @@
 
 #include "dest_parts.h"
 
+static bool is_back(void *door)
+{
+	return door_waiting(door);
+}
+
 /* Until one leaves, who may have been cut off, too, before he had said anything. */
 static int take_connection(struct receiver *r, const struct arrival *a)
 {
@@ -38,6 +43,9 @@ static int take_connection(struct receiver *r, const struct arrival *a)
 	}
 	if (ret == 0)
 		ret = pulse_start(&r->pulse, &r->conn, &r->err);
+	/* Who is at the door now is of this session: the source, which has given this one up. */
+	if (ret == 0)
+		pulse_heed(&r->pulse, is_back, &r->door);
 	return ret;
 }
 

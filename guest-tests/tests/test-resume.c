@@ -162,6 +162,34 @@ START_TEST(at_step)
 }
 END_TEST
 
+/* ---- half a connection ---- */
+
+/*
+ * The source has noticed, and is back at the door; the receiver, which would take its time, is told
+ * by that.
+ */
+START_TEST(half_open)
+{
+	const struct link_plan plan = {.n_cuts = 1, .at = {20 << 20}, .how = LINK_SILENCE};
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start(&g, "64M", "ws=40M kind=idle report=0");
+	dest_start(&d, "half", _i ? "tcp:127.0.0.1:0" : "unix:", "--keep=60s", "--peer-timeout=10m",
+		   NULL);
+	move_report(move_start(&g, planned_link(&d, &plan), "--verify=full", "--reconnect=60s",
+			       "--peer-timeout=2s", NULL),
+		    0, &m, MOVE_MS);
+	need(json_num(m.json, "reconnects") >= 1, "%s", json_dumps(m.json, JSON_COMPACT));
+	need(json_num(m.json, "held_pages") > 1000, "%s", json_dumps(m.json, JSON_COMPACT));
+	guest_moved(&g, &d);
+	harness_say("%.1f s", m.total_ms / 1000);
+	intact(&g);
+	finish(&g);
+}
+END_TEST
+
 /* ---- what is sent again ---- */
 
 static double dirtied(const struct move *m, double mib_per_s)
@@ -416,6 +444,7 @@ int main(void)
 	first_seed = harness_env("GODWIT_TEST_SEED", 1);
 	tcase_add_test(harness_case(s, "anywhere", 60 + 20 * total_cuts), anywhere);
 	tcase_add_loop_test(harness_case(s, "steps", 120), at_step, 0, COUNT(steps));
+	tcase_add_loop_test(harness_case(s, "half", 120), half_open, 0, 2);
 	tcase_add_loop_test(harness_case(s, "again", 120), sent_once, 0, 2);
 	tc = harness_case(s, "hand", 120);
 	tcase_add_test(tc, migrate_again);
