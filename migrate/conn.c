@@ -265,6 +265,16 @@ int conn_error(struct conn *c, int ret, struct errmsg *err)
 	case -ECONNRESET:
 	case -ECONNABORTED:
 		return errmsg_set(err, -ECONNRESET, "the connection to the %s broke", c->peer);
+	/* What TCP gives up with when it has been told, on the way, why nothing gets through. */
+	case -EHOSTUNREACH:
+	case -EHOSTDOWN:
+	case -ENETUNREACH:
+	case -ENETDOWN:
+	case -ENETRESET:
+	case -ENONET:
+	case -ECONNREFUSED:
+		return errmsg_set(err, -ECONNRESET, "the connection to the %s broke: %s", c->peer,
+				  strerror(-ret));
 	default:
 		return errmsg_set(err, ret, "connection to the %s: %s", c->peer, strerror(-ret));
 	}
