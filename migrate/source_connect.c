@@ -188,6 +188,7 @@ static void drop_connection(struct migration *m, bool *quiesced)
 	senders_close(&m->senders, &m->past_cpu_ns);
 	close_connection(m);
 	m->work = (struct page_work){0};
+	memset(m->round_start_each, 0, sizeof(m->round_start_each));
 	pthread_mutex_lock(&m->lock);
 	m->stats.phase = MIGRATE_RECONNECTING;
 	m->stats.reconnects++;
