@@ -150,9 +150,9 @@ int conn_step(struct conn *c, uint64_t wait_ns)
 	return 0;
 }
 
-bool conn_is_dead(const struct conn *c)
+uint64_t conn_dead_ns(const struct conn *c)
 {
-	return c->dead || (c->main && c->main->dead);
+	return c->main ? c->main->dead_ns : c->dead_ns;
 }
 
 int conn_waitall(const struct conn *c)
@@ -204,7 +204,7 @@ int conn_wait(struct conn *c, const bool *done)
 		uint64_t deadline = MIN(patient ? UINT64_MAX : since + c->limit_ns, c->deadline_ns);
 		int ret;
 
-		if (now >= deadline || conn_is_dead(c))
+		if (now >= deadline || conn_dead_ns(c))
 			return -ETIMEDOUT;
 		ret = conn_step(c, MIN(deadline - now, CONN_TELL_NS));
 		if (ret)
@@ -245,9 +245,11 @@ void conn_close(struct conn *c)
 
 int conn_error(struct conn *c, int ret, struct errmsg *err)
 {
-	if (conn_is_dead(c) && ret != -ECANCELED)
+	uint64_t dead_ns = conn_dead_ns(c);
+
+	if (dead_ns && ret != -ECANCELED)
 		return errmsg_set(err, -ETIMEDOUT, "nothing has come from the %s for %.3g s",
-				  c->peer, (double)c->limit_ns / (double)NS_PER_SEC);
+				  c->peer, (double)dead_ns / (double)NS_PER_SEC);
 	switch (ret) {
 	case -ECANCELED:
 		return errmsg_set(err, ret, "cancelled");
@@ -263,6 +265,16 @@ int conn_error(struct conn *c, int ret, struct errmsg *err)
 	case -ECONNRESET:
 	case -ECONNABORTED:
 		return errmsg_set(err, -ECONNRESET, "the connection to the %s broke", c->peer);
+	/* What TCP gives up with when it has been told, on the way, why nothing gets through. */
+	case -EHOSTUNREACH:
+	case -EHOSTDOWN:
+	case -ENETUNREACH:
+	case -ENETDOWN:
+	case -ENETRESET:
+	case -ENONET:
+	case -ECONNREFUSED:
+		return errmsg_set(err, -ECONNRESET, "the connection to the %s broke: %s", c->peer,
+				  strerror(-ret));
 	default:
 		return errmsg_set(err, ret, "connection to the %s: %s", c->peer, strerror(-ret));
 	}

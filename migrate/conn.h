@@ -95,7 +95,7 @@ struct conn {
 	bool out_busy;		  /* its owner is in the middle of a frame; else also: seq_out */
 	bool tells;		  /* conn_tell() does */
 	uint64_t told_sent;	  /* `sent` when it looked last */
-	_Atomic bool dead;	  /* nothing came for the limit (pulse.h); others may set it */
+	_Atomic uint64_t dead_ns; /* not 0: nothing came for so long (pulse.h); others may set it */
 	const struct conn *main;  /* of another than the main one: the peer is dead if there */
 	struct conn_batch batch[CONN_BATCHES];
 	unsigned next_free; /* batches circle in this order */

@@ -267,7 +267,7 @@ int conn_poll(struct conn *c, struct errmsg *err)
 
 	if (ret == 0 && c->cancelled)
 		ret = -ECANCELED;
-	else if (ret == 0 && conn_is_dead(c))
+	else if (ret == 0 && conn_dead_ns(c))
 		ret = -ETIMEDOUT;
 	if (ret)
 		return conn_error(c, ret, err);

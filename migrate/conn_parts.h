@@ -35,8 +35,8 @@ bool conn_advance(struct msghdr *msg, size_t n);
 void conn_pace(struct conn *c, struct msghdr *msg);
 void conn_paced(struct conn *c, struct msghdr *msg, int res);
 
-/* Has the peer been silent for too long, on this connection or the main one? */
-bool conn_is_dead(const struct conn *c);
+/* Not 0: the peer has been silent for so long, which was too long, here or on the main one. */
+uint64_t conn_dead_ns(const struct conn *c);
 
 /* Of a frame: none of its bytes has been handed over yet; all have been. */
 void conn_begin_frame(struct conn *c);

@@ -192,6 +192,7 @@ int dest_on_hello(struct receiver *r, const struct wire_frame *f, const uint8_t 
 
 	if (!h)
 		return errmsg_set(&r->err, -ENOMEM, "no memory for the handshake");
+	r->conn.deadline_ns = UINT64_MAX;
 	ret = hello_load(h, payload, f->length, &r->err);
 	if (ret == 0)
 		ret = build_machine(r, h);
@@ -205,6 +206,7 @@ int dest_on_hello(struct receiver *r, const struct wire_frame *f, const uint8_t 
 		return ret;
 	}
 	r->holding = true;
+	door_admit(&r->door, true, r->session);
 	ret = welcome(r);
 	if (ret == 0 && connections > 1)
 		ret = lanes_open(&r->lanes, connections - 1, &r->door, r->cancel_fd, r->session,

@@ -19,7 +19,16 @@
 
 #include "dest_parts.h"
 
-/* Until one leaves, who may have been cut off, too, before he had said anything. */
+static bool is_back(void *door)
+{
+	return door_waiting(door);
+}
+
+/*
+ * Until one leaves, who may have been cut off, too, before he had said anything. Others are turned
+ * away as long as he is here; but while something is kept it is not known yet whether he is the one
+ * that it is kept for: then they wait (until dest_on_hello() knows), and he has to begin soon.
+ */
 static int take_connection(struct receiver *r, const struct arrival *a)
 {
 	int ret = conn_init(&r->conn, a->fd, r->cancel_fd, "source", &r->err), sent;
@@ -29,8 +38,10 @@ static int take_connection(struct receiver *r, const struct arrival *a)
 	conn_set_limit(&r->conn, r->opt.peer_timeout_ns);
 	dest_set_phase(r, MIGRATE_HANDSHAKE);
 	ret = conn_take_prelude(&r->conn, &a->prelude, &r->session, &r->err);
-	if (ret == 0)
+	if (ret == 0 && !r->kept.valid)
 		door_admit(&r->door, true, r->session);
+	if (r->kept.valid)
+		r->conn.deadline_ns = now_ns() + CONN_OPEN_LIMIT;
 	/* A source of another version is to learn ours, too. */
 	if (ret == 0 || ret == -EPROTONOSUPPORT) {
 		sent = conn_send_prelude(&r->conn, r->session, &r->err);
@@ -38,6 +49,9 @@ static int take_connection(struct receiver *r, const struct arrival *a)
 	}
 	if (ret == 0)
 		ret = pulse_start(&r->pulse, &r->conn, &r->err);
+	/* Who is at the door now is of this session: the source, which has given this one up. */
+	if (ret == 0)
+		pulse_heed(&r->pulse, is_back, &r->door);
 	return ret;
 }
 
@@ -72,9 +86,16 @@ int dest_take_source(struct receiver *r)
 
 static bool may_keep(struct receiver *r, int ret)
 {
-	if (!r->opt.keep_ns || !r->holding || r->conn.peer_failed || dest_was_cancelled(r))
+	if (!r->opt.keep_ns || !r->holding || r->committed || dest_was_cancelled(r))
+		return false;
+	/* Somebody came for what is kept, and has not got it: another may. */
+	if (r->kept.valid)
+		return true;
+	if (r->conn.peer_failed)
 		return false;
 	switch (ret) {
+	case -ECONNABORTED:
+		return false;
 	case -ECONNRESET:
 	case -ETIMEDOUT:
 		return true;
@@ -82,7 +103,7 @@ static bool may_keep(struct receiver *r, int ret)
 	case -EBADMSG:
 		return r->phase == MIGRATE_PRECOPY;
 	default:
-		/* Somebody came for what is kept, and was not welcome: another may. */
+		/* It was given to somebody who was not welcome after all. */
 		return r->phase == MIGRATE_HANDSHAKE;
 	}
 }

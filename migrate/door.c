@@ -11,6 +11,10 @@
 #include "conn.h"
 #include "uri.h"
 
+/* For one who is turned away to read why. */
+#define AWAY_LIMIT NS_PER_SEC
+#define RETRY_MS 100
+
 #define BUSY "this receiver is taking in another guest"
 
 /* The first thing that a source does is to send it: it need not be waited for long. */
@@ -42,38 +46,88 @@ static int read_prelude(struct door *d, int fd, struct wire_prelude *p)
 	return 0;
 }
 
-/* What conn_fail() does, to a peer that there is no connection for. */
-static void turn_away(int fd, const struct wire_prelude *theirs)
+/* False when it could not be told. */
+static bool tell_busy(const struct arrival *a)
 {
 	struct wire_prelude p = {
 		.version = WIRE_VERSION,
 		.min_version = WIRE_MIN_VERSION,
-		.session = theirs->session,
+		.session = a->prelude.session,
 	};
 	struct wire_frame f = {
 		.magic = WIRE_FRAME_MAGIC,
 		.type = WIRE_REFUSE,
 		.length = sizeof(BUSY) - 1,
 	};
-	char buf[sizeof(p) + sizeof(f) + sizeof(BUSY) - 1], sink[4096];
-	uint64_t deadline = now_ns() + NS_PER_SEC;
+	char buf[sizeof(p) + sizeof(f) + sizeof(BUSY) - 1];
 
 	memcpy(p.magic, WIRE_MAGIC, sizeof(p.magic));
 	f.check = wire_check_sum(&f, BUSY, f.length);
 	memcpy(buf, &p, sizeof(p));
 	memcpy(buf + sizeof(p), &f, sizeof(f));
 	memcpy(buf + sizeof(p) + sizeof(f), BUSY, f.length);
-	if (send(fd, buf, sizeof(buf), MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)sizeof(buf))
-		return;
-	shutdown(fd, SHUT_WR);
-	/* Closing with unread input would reset the connection and take the text with it. */
-	while (now_ns() < deadline) {
-		struct pollfd p1 = {.fd = fd, .events = POLLIN};
+	if (send(a->fd, buf, sizeof(buf), MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)sizeof(buf))
+		return false;
+	shutdown(a->fd, SHUT_WR);
+	return true;
+}
 
-		if (poll(&p1, 1, 100) > 0 && recv(fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0)
-			break;
+/* What conn_fail() does, to peers that there is no connection for: n of them at once. */
+static void turn_away(const struct arrival *a, unsigned n)
+{
+	uint64_t deadline = now_ns() + AWAY_LIMIT;
+	struct pollfd p[DOOR_QUEUE];
+	unsigned left = 0;
+	char sink[4096];
+
+	for (unsigned i = 0; i < n; i++) {
+		bool told = tell_busy(&a[i]);
+
+		p[i] = (struct pollfd){.fd = told ? a[i].fd : -1, .events = POLLIN};
+		left += told;
+	}
+	/* Closing with unread input would reset the connection and take the text with it. */
+	while (left && now_ns() < deadline) {
+		if (poll(p, n, 100) <= 0)
+			continue;
+		for (unsigned i = 0; i < n; i++) {
+			if (p[i].fd < 0 || !p[i].revents ||
+			    recv(p[i].fd, sink, sizeof(sink), MSG_DONTWAIT) > 0)
+				continue;
+			p[i].fd = -1;
+			left--;
+		}
+	}
+	for (unsigned i = 0; i < n; i++)
+		close(a[i].fd);
+}
+
+/* ---- the queue; with the lock held ---- */
+
+static void take(struct door *d, unsigned i, struct arrival *a)
+{
+	*a = d->queue[i];
+	memmove(&d->queue[i], &d->queue[i + 1], (--d->n - i) * sizeof(d->queue[0]));
+}
+
+/* A source that tries again and again leaves those that it has given up. */
+static void drop_left(struct door *d)
+{
+	struct arrival a;
+
+	for (unsigned i = 0; i < d->n;) {
+		struct pollfd p = {.fd = d->queue[i].fd, .events = POLLRDHUP};
+
+		if (poll(&p, 1, 0) <= 0) {
+			i++;
+			continue;
+		}
+		take(d, i, &a);
+		close(a.fd);
 	}
 }
+
+/* ---- the door's thread ---- */
 
 /* True when it is in the queue now. */
 static bool let_in(struct door *d, const struct arrival *a)
@@ -82,10 +136,11 @@ static bool let_in(struct door *d, const struct arrival *a)
 	bool in;
 
 	pthread_mutex_lock(&d->lock);
+	if (d->n == DOOR_QUEUE)
+		drop_left(d);
 	in = d->n < DOOR_QUEUE && (!d->busy || a->prelude.session == d->session);
 	if (in) {
 		d->queue[d->n++] = *a;
-		d->waiting = true;
 		(void)!write(d->arrived_fd, &one, sizeof(one));
 	}
 	pthread_mutex_unlock(&d->lock);
@@ -108,8 +163,9 @@ static void meet(struct door *d, int fd)
 		log_debug("a peer that connected during a move was turned away: it is of another "
 			  "migration");
 	if (ret == 0)
-		turn_away(fd, &a.prelude);
-	close(fd);
+		turn_away(&a, 1);
+	else
+		close(fd);
 }
 
 static void *run_door(void *arg)
@@ -121,10 +177,13 @@ static void *run_door(void *arg)
 	/* Another error than being told to end: what was accepted in vain. */
 	while (fd != -ECANCELED) {
 		fd = uri_accept(d->listen_fd, d->quit_fd, UINT64_MAX, &err);
-		if (fd >= 0)
+		if (fd >= 0) {
 			meet(d, fd);
-		else if (fd != -ECANCELED)
+		} else if (fd != -ECANCELED) {
 			log_debug("%s", err.text);
+			/* Without a free file descriptor, say, the next try would fail at once. */
+			poll(&(struct pollfd){.fd = d->quit_fd, .events = POLLIN}, 1, RETRY_MS);
+		}
 		err = (struct errmsg){0};
 		if (fd == -EBADF || fd == -EINVAL || fd == -ENOTSOCK)
 			break;
@@ -176,31 +235,33 @@ void door_close(struct door *d)
 	free_door(d);
 }
 
-/* With the lock held. */
-static void take(struct door *d, unsigned i, struct arrival *a)
-{
-	*a = d->queue[i];
-	memmove(&d->queue[i], &d->queue[i + 1], (--d->n - i) * sizeof(d->queue[0]));
-	d->waiting = d->n > 0;
-}
-
 void door_admit(struct door *d, bool busy, uint64_t session)
 {
-	struct arrival a;
+	struct arrival away[DOOR_QUEUE];
+	unsigned n = 0;
 
 	pthread_mutex_lock(&d->lock);
 	d->busy = busy;
 	d->session = session;
 	for (unsigned i = 0; busy && i < d->n;) {
-		if (d->queue[i].prelude.session == session) {
+		if (d->queue[i].prelude.session == session)
 			i++;
-			continue;
-		}
-		take(d, i, &a);
-		turn_away(a.fd, &a.prelude);
-		close(a.fd);
+		else
+			take(d, i, &away[n++]);
 	}
 	pthread_mutex_unlock(&d->lock);
+	turn_away(away, n);
+}
+
+bool door_waiting(struct door *d)
+{
+	bool any;
+
+	pthread_mutex_lock(&d->lock);
+	drop_left(d);
+	any = d->n > 0;
+	pthread_mutex_unlock(&d->lock);
+	return any;
 }
 
 static bool take_first(struct door *d, struct arrival *a)

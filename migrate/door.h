@@ -11,7 +11,6 @@
 #define GODWIT_MIGRATE_DOOR_H
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -22,7 +21,7 @@
 
 struct arrival {
 	int fd;
-	struct wire_prelude prelude; /* read, not checked beyond its magic */
+	struct wire_prelude prelude; /* as it came, not checked */
 };
 
 struct door {
@@ -35,7 +34,6 @@ struct door {
 	unsigned n;
 	bool busy; /* only peers of this session come in: */
 	uint64_t session;
-	_Atomic bool waiting; /* somebody is in the queue; others may look */
 };
 
 /* Starts to let peers in from listen_fd, which stays the caller's. -errno with the cause in err. */
@@ -46,6 +44,9 @@ void door_close(struct door *d);
 
 /* From now on only peers of this session are let in; or, with busy false, any. */
 void door_admit(struct door *d, bool busy, uint64_t session);
+
+/* Is somebody in the queue who has not left again? Any thread. */
+bool door_waiting(struct door *d);
 
 /*
  * Waits for one who was let in; a->fd is the caller's then. -ETIMEDOUT after deadline_ns (now_ns();

@@ -57,9 +57,19 @@ void hashes_clear(struct hashes *h);
 /* One entry of the table. Any thread, if each page has only one at a time. */
 static inline void hashes_set(struct hashes *h, uint64_t index, struct page_hash hash)
 {
-	h->table[index] = hash;
+	__atomic_store_n(&h->table[index].low, hash.low, __ATOMIC_RELAXED);
+	__atomic_store_n(&h->table[index].high, hash.high, __ATOMIC_RELAXED);
 	/* After the entry: who looks at both meanwhile takes the digest again. */
 	atomic_store_explicit(&h->fresh[index / HASHES_CHUNK], 0, memory_order_release);
+}
+
+/* One entry, which another thread may be about to change: then it is the old one, or nonsense. */
+static inline struct page_hash hashes_peek(const struct hashes *h, uint64_t index)
+{
+	return (struct page_hash){
+		.low = __atomic_load_n(&h->table[index].low, __ATOMIC_RELAXED),
+		.high = __atomic_load_n(&h->table[index].high, __ATOMIC_RELAXED),
+	};
 }
 
 /* Hash of one page's content. */

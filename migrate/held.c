@@ -27,15 +27,17 @@ int held_announce(struct hashes *h, struct conn *c, struct errmsg *err)
 	return conn_send(c, WIRE_HELD, h->digest, (uint32_t)len, NULL, err);
 }
 
+/* A source that sends pages before it has what it asked for is told nonsense, and no more. */
 static int send_table(const struct hashes *h, struct conn *c, uint32_t chunk, struct errmsg *err)
 {
-	const struct page_hash *from = h->table + (uint64_t)chunk * HASHES_CHUNK;
 	struct table_frame t = {.head = {.chunk = chunk}};
 	uint32_t n = chunk_pages(h, chunk);
 
-	for (uint32_t i = 0; i < n && t.head.n == 0; i++)
-		t.head.n = hash_equal(&from[i], &h->zero) ? 0 : n;
-	memcpy(t.hash, from, t.head.n * sizeof(t.hash[0]));
+	for (uint32_t i = 0; i < n; i++) {
+		t.hash[i] = hashes_peek(h, (uint64_t)chunk * HASHES_CHUNK + i);
+		if (!hash_equal(&t.hash[i], &h->zero))
+			t.head.n = n;
+	}
 	return conn_send(c, WIRE_TABLE, &t,
 			 (uint32_t)(sizeof(t.head) + t.head.n * sizeof(t.hash[0])), NULL, err);
 }

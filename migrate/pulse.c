@@ -16,6 +16,15 @@ static bool wait_for_next(struct pulse *p)
 	return !p->quit;
 }
 
+/* How long silence may last: as far as is known after so much of it. */
+static uint64_t limit_of(const struct conn *c, uint64_t silent_ns, bool (*is_back)(void *arg),
+			 void *arg)
+{
+	if (is_back && silent_ns >= PULSE_BACK_NS && is_back(arg))
+		return MIN(c->limit_ns, PULSE_BACK_NS);
+	return c->limit_ns;
+}
+
 static void *run_pulse(void *arg)
 {
 	struct pulse *p = arg;
@@ -24,7 +33,9 @@ static void *run_pulse(void *arg)
 
 	pthread_mutex_lock(&p->lock);
 	while (wait_for_next(p)) {
-		uint64_t heard_now;
+		bool (*is_back)(void *) = p->is_back;
+		void *is_back_arg = p->is_back_arg;
+		uint64_t heard_now, silent, limit;
 		bool deaf = p->deaf;
 
 		pthread_mutex_unlock(&p->lock);
@@ -33,9 +44,11 @@ static void *run_pulse(void *arg)
 		if (heard_now != heard || deaf) {
 			heard = heard_now;
 			heard_ns = now_ns();
-		} else if (now_ns() - heard_ns >= c->limit_ns) {
-			c->dead = true;
 		}
+		silent = now_ns() - heard_ns;
+		limit = limit_of(c, silent, is_back, is_back_arg);
+		if (silent >= limit)
+			c->dead_ns = limit;
 		pthread_mutex_lock(&p->lock);
 	}
 	pthread_mutex_unlock(&p->lock);
@@ -64,6 +77,14 @@ int pulse_start(struct pulse *p, struct conn *c, struct errmsg *err)
 	p->started = true;
 	pthread_setname_np(p->thread, "migrate-pulse");
 	return 0;
+}
+
+void pulse_heed(struct pulse *p, bool (*is_back)(void *arg), void *arg)
+{
+	pthread_mutex_lock(&p->lock);
+	p->is_back = is_back;
+	p->is_back_arg = arg;
+	pthread_mutex_unlock(&p->lock);
 }
 
 void pulse_expect_silence(struct pulse *p)

@@ -132,21 +132,32 @@ int source_connect(struct migration *m)
 
 /* ---- another one ---- */
 
+/* The destination may be there later, or become reachable. */
+static bool may_pass(int ret)
+{
+	switch (ret) {
+	case -ECONNRESET:
+	case -ETIMEDOUT:
+	case -EPROTO:
+	case -EBADMSG:
+	case -ECONNREFUSED:
+	case -ENOENT:
+	case -EHOSTUNREACH:
+	case -ENETUNREACH:
+	case -ENETDOWN:
+	case -EHOSTDOWN:
+		return true;
+	default:
+		return false;
+	}
+}
+
 bool source_may_reconnect(struct migration *m, int ret)
 {
 	if (!m->opt.reconnect_ns || !m->dirty.bitmap || m->committed || m->own_fault)
 		return false;
-	switch (ret) {
-	case -ECONNRESET:
-	case -ETIMEDOUT:
-		return true;
-	case -EPROTO:
-	case -EBADMSG:
-		/* A network that damages data; at the pause it may be more than that. */
-		return !m->pause_start;
-	default:
-		return false;
-	}
+	/* A network that damages data; at the pause it may be more than that. */
+	return may_pass(ret) && !(m->pause_start && (ret == -EPROTO || ret == -EBADMSG));
 }
 
 static void close_connection(struct migration *m)
@@ -177,6 +188,7 @@ static void drop_connection(struct migration *m, bool *quiesced)
 	senders_close(&m->senders, &m->past_cpu_ns);
 	close_connection(m);
 	m->work = (struct page_work){0};
+	memset(m->round_start_each, 0, sizeof(m->round_start_each));
 	pthread_mutex_lock(&m->lock);
 	m->stats.phase = MIGRATE_RECONNECTING;
 	m->stats.reconnects++;
@@ -203,26 +215,6 @@ static int wait_for(struct migration *m, uint64_t ns)
 			return 0;
 		if (poll(&p, 1, (int)(MIN(until - now, LOOK_NS) / NS_PER_MS) + 1) > 0)
 			return errmsg_set(&m->err, -ECANCELED, "cancelled");
-	}
-}
-
-/* The destination may be there later, or become reachable. */
-static bool may_pass(int ret)
-{
-	switch (ret) {
-	case -ECONNRESET:
-	case -ETIMEDOUT:
-	case -EPROTO:
-	case -EBADMSG:
-	case -ECONNREFUSED:
-	case -ENOENT:
-	case -EHOSTUNREACH:
-	case -ENETUNREACH:
-	case -ENETDOWN:
-	case -EHOSTDOWN:
-		return true;
-	default:
-		return false;
 	}
 }
 

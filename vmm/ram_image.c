@@ -43,8 +43,11 @@ int ram_image_load(struct ram *ram, int fd, struct errmsg *err)
 		if (data < 0 && errno == ENXIO)
 			break;
 		/* A file system that knows no holes has data everywhere. */
-		at = data < 0 ? at : ALIGN_DOWN((uint64_t)data, PAGE_SIZE);
-		hole = lseek(fd, (off_t)at, SEEK_HOLE);
+		if (data < 0)
+			data = (off_t)at;
+		at = ALIGN_DOWN((uint64_t)data, PAGE_SIZE);
+		/* From where the data is: before it, in the same page, there may be a hole. */
+		hole = lseek(fd, data, SEEK_HOLE);
 		end = hole < 0 ? ram->size : MIN(ALIGN_UP((uint64_t)hole, PAGE_SIZE), ram->size);
 		ret = load_range(ram, fd, at, end);
 		if (ret)

@@ -6,15 +6,18 @@
  * GODWIT_TEST_CUTS is how many moves are cut at some point of the stream (8), GODWIT_TEST_SEED
  * which (1), GODWIT_TEST_BASE_MIB the RAM of the guest that comes home (256).
  */
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "../../migrate/wire.h"
 #include "../bare/contract.h"
 #include "harness.h"
+#include "relay.h"
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 #define LINE_MS 15000
@@ -162,6 +165,34 @@ START_TEST(at_step)
 }
 END_TEST
 
+/* ---- half a connection ---- */
+
+/*
+ * The source has noticed, and is back at the door; the receiver, which would take its time, is told
+ * by that.
+ */
+START_TEST(half_open)
+{
+	const struct link_plan plan = {.n_cuts = 1, .at = {20 << 20}, .how = LINK_SILENCE};
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	start(&g, "64M", "ws=40M kind=idle report=0");
+	dest_start(&d, "half", _i ? "tcp:127.0.0.1:0" : "unix:", "--keep=60s", "--peer-timeout=10m",
+		   NULL);
+	move_report(move_start(&g, planned_link(&d, &plan), "--verify=full", "--reconnect=60s",
+			       "--peer-timeout=2s", NULL),
+		    0, &m, MOVE_MS);
+	need(json_num(m.json, "reconnects") >= 1, "%s", json_dumps(m.json, JSON_COMPACT));
+	need(json_num(m.json, "held_pages") > 1000, "%s", json_dumps(m.json, JSON_COMPACT));
+	guest_moved(&g, &d);
+	harness_say("%.1f s", m.total_ms / 1000);
+	intact(&g);
+	finish(&g);
+}
+END_TEST
+
 /* ---- what is sent again ---- */
 
 static double dirtied(const struct move *m, double mib_per_s)
@@ -241,6 +272,40 @@ START_TEST(another_guest)
 	/* And it still does. */
 	move_report(move_start(&g, d.uri, "--verify=full", NULL), 0, &m, MOVE_MS);
 	need(json_num(m.json, "held_pages") > 5000, "%s", json_dumps(m.json, JSON_COMPACT));
+	guest_moved(&g, &d);
+	finish(&g);
+}
+END_TEST
+
+/*
+ * Somebody who is nobody's source comes first, is let in for as long as it takes to say so, and
+ * says nothing, or that he has failed or cancelled. What is kept stays, and who it is kept for is
+ * heard after him.
+ */
+START_TEST(strangers_first)
+{
+	const unsigned says[] = {0, WIRE_FAIL, WIRE_CANCEL};
+	struct wire_prelude p = {
+		.version = WIRE_VERSION, .min_version = WIRE_MIN_VERSION, .session = 77};
+	struct wire_frame f = {.magic = WIRE_FRAME_MAGIC, .type = (uint16_t)says[_i]};
+	struct timeval tv = {.tv_sec = harness_slow(20000) / 1000};
+	struct guest g;
+	struct dest d;
+	struct move m;
+	int fd;
+
+	memcpy(p.magic, WIRE_MAGIC, sizeof(p.magic));
+	f.check = wire_check_sum(&f, NULL, 0);
+	left_half(&g, &d, "--keep=60s");
+	fd = relay_connect(d.uri);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+	need(send(fd, &p, sizeof(p), 0) == sizeof(p), "%s", strerror(errno));
+	need(recv(fd, &p, sizeof(p), MSG_WAITALL) == sizeof(p), "he is not let in");
+	if (f.type)
+		need(send(fd, &f, sizeof(f), 0) == sizeof(f), "%s", strerror(errno));
+	move_report(move_start(&g, d.uri, "--verify=full", NULL), 0, &m, MOVE_MS);
+	need(json_num(m.json, "held_pages") > 5000, "%s", json_dumps(m.json, JSON_COMPACT));
+	close(fd);
 	guest_moved(&g, &d);
 	finish(&g);
 }
@@ -416,10 +481,12 @@ int main(void)
 	first_seed = harness_env("GODWIT_TEST_SEED", 1);
 	tcase_add_test(harness_case(s, "anywhere", 60 + 20 * total_cuts), anywhere);
 	tcase_add_loop_test(harness_case(s, "steps", 120), at_step, 0, COUNT(steps));
+	tcase_add_loop_test(harness_case(s, "half", 120), half_open, 0, 2);
 	tcase_add_loop_test(harness_case(s, "again", 120), sent_once, 0, 2);
 	tc = harness_case(s, "hand", 120);
 	tcase_add_test(tc, migrate_again);
 	tcase_add_test(tc, another_guest);
+	tcase_add_loop_test(tc, strangers_first, 0, 3);
 	tcase_add_test(tc, kept_no_longer);
 	tcase_add_loop_test(tc, cancelled_while_away, 0, 2);
 	tcase_add_test(harness_case(s, "lost", 120), lost);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* One end of a connection, and a peer made here byte by byte at the other. */
-#include "../conn.h"
+#include "../conn_parts.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -800,6 +800,24 @@ START_TEST(preludes)
 }
 END_TEST
 
+/* Whatever the network gives as a reason: the connection is what broke, and nothing else. */
+START_TEST(unreachable)
+{
+	static const int why[] = {EHOSTUNREACH, EHOSTDOWN, ENETUNREACH, ENETDOWN,
+				  ENETRESET,	ENONET,	   ECONNREFUSED};
+
+	begin();
+	for (size_t i = 0; i < ARRAY_SIZE(why); i++) {
+		err = (struct errmsg){""};
+		ck_assert_int_eq(conn_error(&c, -why[i], &err), -ECONNRESET);
+		ck_assert_msg(strstr(err.text, "the connection to the peer broke: ") &&
+				      strstr(err.text, strerror(why[i])),
+			      "%s", err.text);
+	}
+	end();
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
@@ -824,6 +842,7 @@ int main(void)
 		idle_does_not_hold,
 		whose_word,
 		preludes,
+		unreachable,
 	};
 
 	return check_main("conn", tests, ARRAY_SIZE(tests));

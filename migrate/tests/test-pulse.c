@@ -214,6 +214,32 @@ START_TEST(others_hear_of_it)
 }
 END_TEST
 
+static bool is_back(void *arg)
+{
+	return *(atomic_bool *)arg;
+}
+
+/* Of one who is known to be back, less silence will do; of others, or who speaks, it does not. */
+START_TEST(back_again)
+{
+	atomic_bool back = _i;
+	uint64_t since = now_ns();
+	struct wire_frame f;
+
+	begin(false);
+	conn_set_limit(&c, 60 * NS_PER_SEC);
+	start();
+	pulse_heed(&pulse, is_back, &back);
+	c.deadline_ns = since + 5 * NS_PER_SEC;
+	ck_assert_int_eq(conn_recv_header(&c, &f, &err), -ETIMEDOUT);
+	ck_assert_msg(
+		strstr(err.text, _i ? "nothing has come from the peer for 3 s" : "time allowed"),
+		"%s", err.text);
+	ck_assert_uint_ge(now_ns() - since, PULSE_BACK_NS);
+	end();
+}
+END_TEST
+
 START_TEST(silence_expected)
 {
 	struct wire_frame f = {
@@ -351,6 +377,7 @@ int main(void)
 	tcase_add_loop_test(tc, silent, 0, 2);
 	tcase_add_loop_test(tc, silent_while_sending, 0, 2);
 	tcase_add_test(tc, others_hear_of_it);
+	tcase_add_loop_test(tc, back_again, 0, 2);
 	tcase_add_test(tc, silence_expected);
 	tcase_add_loop_test(tc, idle_is_alive, 0, 2);
 	tcase_add_loop_test(tc, trickle_comes, 0, 2);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "check-main.h"
@@ -92,6 +93,48 @@ START_TEST(another_length)
 }
 END_TEST
 
+/*
+ * A file system with blocks of less than a page, whose data begins in the middle of one: what
+ * lseek() would say there of a file of which only the first page's second half is no hole.
+ */
+static bool small_blocks;
+
+off_t lseek(int fd, off_t offset, int whence)
+{
+	const off_t begin = PAGE_SIZE / 2, end = PAGE_SIZE;
+
+	if (!small_blocks || (whence != SEEK_DATA && whence != SEEK_HOLE))
+		return (off_t)syscall(SYS_lseek, fd, offset, whence);
+	if (whence == SEEK_HOLE)
+		return offset >= begin && offset < end ? end : offset;
+	if (offset < end)
+		return offset < begin ? begin : offset;
+	errno = ENXIO;
+	return -1;
+}
+
+START_TEST(half_a_page)
+{
+	struct ram ram;
+	char got[8];
+	int fd;
+
+	begin();
+	ck_assert_int_eq(ram_init(&ram, RAM_MIN, false, &err), 0);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	ck_assert_int_eq(ftruncate(fd, RAM_MIN), 0);
+	ck_assert_int_eq(pwrite(fd, "content", 8, PAGE_SIZE / 2), 8);
+	small_blocks = true;
+	ck_assert_msg(ram_image_load(&ram, fd, &err) == 0, "%s", err.text);
+	small_blocks = false;
+	ck_assert_int_eq(ram_read(&ram, PAGE_SIZE / 2, got, sizeof(got)), 0);
+	ck_assert_str_eq(got, "content");
+	close(fd);
+	ram_destroy(&ram);
+	end();
+}
+END_TEST
+
 /* What is there stays there until all of the new one is. */
 START_TEST(nowhere_to_save)
 {
@@ -133,7 +176,7 @@ END_TEST
 
 int main(void)
 {
-	const TTest *const tests[] = {there_and_back, another_length, nowhere_to_save,
+	const TTest *const tests[] = {there_and_back, another_length, half_a_page, nowhere_to_save,
 				      changes_hands};
 
 	return check_main("ram-image", tests, ARRAY_SIZE(tests));
