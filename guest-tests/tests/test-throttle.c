@@ -141,7 +141,7 @@ static bool is_slowed(void *arg)
 /* It would never end, and it does; the report says what that took of the guest. */
 START_TEST(converges)
 {
-	struct proc *source, *migrate;
+	struct proc *source = NULL, *migrate;
 	const char *said;
 	struct guest g;
 	struct move m;
@@ -177,7 +177,7 @@ END_TEST
 START_TEST(summary)
 {
 	const char *line = NULL;
-	struct proc *migrate;
+	struct proc *migrate = NULL;
 	struct guest g;
 	struct dest d;
 
