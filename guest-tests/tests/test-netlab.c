@@ -70,13 +70,14 @@ static void join_tcp(const struct netlab *l, int fd[2])
 
 /*
  * Sends until len bytes have arrived, byte i of them being i % 251, and gives the number that did
- * not have the right value. *ms: from the first byte to arrive to the last one.
+ * not have the right value. *ms: from the first byte sent to the last one to arrive, so that what
+ * follows of it for the link is never too much.
  */
 static size_t transfer(const int fd[2], size_t len, double *ms)
 {
 	size_t sent = 0, got = 0, wrong = 0;
 	uint8_t out[65536], in[65536];
-	uint64_t first = 0, end = harness_now_ms() + (uint64_t)harness_slow(60000);
+	uint64_t start = harness_now_ms(), end = start + (uint64_t)harness_slow(60000);
 	struct pollfd p[2] = {{.fd = fd[0], .events = POLLOUT}, {.fd = fd[1], .events = POLLIN}};
 	ssize_t n;
 
@@ -95,13 +96,11 @@ static size_t transfer(const int fd[2], size_t len, double *ms)
 		}
 		n = recv(fd[1], in, sizeof(in), 0);
 		need(n > 0 || (n < 0 && errno == EAGAIN), "recv: %s", strerror(errno));
-		if (n > 0 && !first)
-			first = harness_now_ms();
 		for (ssize_t i = 0; i < n; i++)
 			wrong += in[i] != (uint8_t)((got + (size_t)i) % 251);
 		got += n > 0 ? (size_t)n : 0;
 	}
-	*ms = (double)(harness_now_ms() - first);
+	*ms = (double)(harness_now_ms() - start);
 	return wrong;
 }
 
@@ -118,7 +117,8 @@ START_TEST(round_trip)
 	netlab_up(&l, "--delay", "30ms", NULL);
 	to = open_socket(&l, 'b', SOCK_DGRAM);
 	from = open_socket(&l, 'a', SOCK_DGRAM);
-	for (int i = 0; i < 10; i++) {
+	/* As many as it takes for one that nothing has held up. */
+	for (int i = 0; i < 100 && (i < 10 || best >= 80); i++) {
 		start = harness_now_ms();
 		need(sendto(from, &c, 1, 0, (struct sockaddr *)&b, sizeof(b)) == 1, "sendto: %s",
 		     strerror(errno));
@@ -137,25 +137,38 @@ START_TEST(round_trip)
 }
 END_TEST
 
+/*
+ * A link of this rate carries no more, and half of it at least: if not in the first two seconds,
+ * which a busy host may take to itself, then in others.
+ */
+static void need_rate(const int fd[2], double mbit)
+{
+	double ms, seen = 0;
+
+	for (int i = 0; i < 5 && seen < mbit / 2 / harness_slow(1); i++) {
+		size_t len = (size_t)(mbit * 2e6 / 8);
+
+		need(transfer(fd, len, &ms) == 0, "damaged");
+		seen = (double)len * 8 / ms / 1e3;
+		/* What is faster in the first moment is one millisecond's worth. */
+		need(seen <= 1.01 * mbit, "%.1f Mbit/s over a link of %.0f", seen, mbit);
+	}
+	need(seen >= mbit / 2 / harness_slow(1), "%.1f Mbit/s over a link of %.0f", seen, mbit);
+}
+
 START_TEST(rate)
 {
 	struct netlab l;
-	double ms, mbit;
+	double ms;
 	int fd[2];
 
 	netlab_up(&l, "--rate", "80mbit", "--delay", "2ms", NULL);
 	join_tcp(&l, fd);
-	need(transfer(fd, 24000000, &ms) == 0, "damaged");
-	mbit = 24000000 * 8 / ms / 1e3;
-	/* What is faster in the first moment is one millisecond's worth. */
-	need(mbit <= 80.5, "%.1f Mbit/s over a link of 80", mbit);
-	need(mbit >= 40.0 / harness_slow(1), "%.1f Mbit/s over a link of 80", mbit);
+	need_rate(fd, 80);
 	netlab_do(&l, "set", "--rate", "16mbit", NULL);
 	/* What waits in the queue yet does so at the old rate. */
 	transfer(fd, 1000000, &ms);
-	need(transfer(fd, 4000000, &ms) == 0, "damaged");
-	mbit = 4000000 * 8 / ms / 1e3;
-	need(mbit <= 17 && mbit >= 8.0 / harness_slow(1), "%.1f Mbit/s over a link of 16", mbit);
+	need_rate(fd, 16);
 }
 END_TEST
 

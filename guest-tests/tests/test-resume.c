@@ -400,7 +400,7 @@ START_TEST(busy)
 		    NULL);
 	guest_expect(&other, "^dirty ready ", LINE_MS);
 	next_dest(&g, &d, "unix:");
-	p = move_start(&g, slow_link(&d, 8 << 20), NULL);
+	p = move_start(&g, slow_link(&d, 4 << 20), NULL);
 	need(harness_until(in_precopy, &g, 10000), "no pre-copy");
 	move_report(move_start(&other, d.uri, NULL), 1, &m, MOVE_MS);
 	need(strstr(m.error, "is taking in another guest"), "%s", m.error);

@@ -539,7 +539,7 @@ static void add_case(Suite *s, const char *name, SFun setup, const TTest *const 
 {
 	TCase *tc = tcase_create(name);
 
-	tcase_set_timeout(tc, 60);
+	tcase_set_timeout(tc, 120);
 	tcase_add_checked_fixture(tc, setup, NULL);
 	for (size_t i = 0; i < n; i++)
 		tcase_add_test(tc, tests[i]);

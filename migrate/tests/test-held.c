@@ -270,7 +270,7 @@ int main(void)
 	Suite *s = suite_create("held");
 	TCase *tc = tcase_create("held");
 
-	tcase_set_timeout(tc, 60);
+	tcase_set_timeout(tc, 120);
 	tcase_add_loop_test(tc, becomes_the_same, 0, 5);
 	tcase_add_test(tc, bad_tables);
 	tcase_add_test(tc, bad_digests);

@@ -211,7 +211,7 @@ int main(void)
 	Suite *s = suite_create("lanes");
 	TCase *tc = tcase_create("lanes");
 
-	tcase_set_timeout(tc, 60);
+	tcase_set_timeout(tc, 120);
 	tcase_add_test(tc, rounds_keep_order);
 	tcase_add_loop_test(tc, failures, 0, 4);
 	suite_add_tcase(s, tc);

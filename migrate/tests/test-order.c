@@ -214,7 +214,7 @@ static void move(enum migrate_verify verify, struct migrate_stats *there,
 {
 	struct migrate_options opt = {
 		.downtime_ns = NS_PER_SEC, .timeout_ns = ENDLESS, .verify = verify};
-	uint64_t deadline = now_ns() + 30 * NS_PER_SEC;
+	uint64_t deadline = now_ns() + 45 * NS_PER_SEC;
 	struct migration *mig;
 
 	snprintf(opt.uri, sizeof(opt.uri), "%s", uri);
@@ -230,7 +230,7 @@ static void move(enum migrate_verify verify, struct migrate_stats *there,
 
 static void wait_count(struct vm *vm, uint64_t more_than)
 {
-	uint64_t deadline = now_ns() + 10 * NS_PER_SEC;
+	uint64_t deadline = now_ns() + 30 * NS_PER_SEC;
 
 	while (count_of(vm) <= more_than && now_ns() < deadline)
 		usleep(100);

@@ -26,7 +26,7 @@ static inline int check_main(const char *name, const TTest *const *tests, size_t
 	Suite *s = suite_create(name);
 	TCase *tc = tcase_create(name);
 
-	tcase_set_timeout(tc, 60);
+	tcase_set_timeout(tc, 120);
 	for (size_t i = 0; i < n; i++)
 		tcase_add_test(tc, tests[i]);
 	suite_add_tcase(s, tc);
