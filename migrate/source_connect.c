@@ -21,6 +21,12 @@
 /* Between two tries to connect again. */
 #define FIRST_WAIT (100 * NS_PER_MS)
 #define LONGEST_WAIT (5 * NS_PER_SEC)
+/* A connection that lived for so long was one; those that break sooner are made ever more slowly.
+ */
+#define LIVED (10 * NS_PER_SEC)
+
+/* For handovers that break off, a guest is not stopped for longer than this in all. */
+#define FAILED_PAUSES_MAX (60 * NS_PER_SEC)
 #define LOOK_NS (100 * NS_PER_MS)
 
 /* What listens for the destination, a tunnel perhaps, may need so long to be there again. */
@@ -156,6 +162,9 @@ bool source_may_reconnect(struct migration *m, int ret)
 {
 	if (!m->opt.reconnect_ns || !m->dirty.bitmap || m->committed || m->own_fault)
 		return false;
+	if (m->pause_start &&
+	    m->stats.failed_pause_ns + (now_ns() - m->pause_start) > FAILED_PAUSES_MAX)
+		return false;
 	/* A network that damages data; at the pause it may be more than that. */
 	return may_pass(ret) && !(m->pause_start && (ret == -EPROTO || ret == -EBADMSG));
 }
@@ -228,22 +237,26 @@ static int give_up(struct migration *m, int ret, const struct errmsg *first)
 
 int source_reconnect(struct migration *m, bool *quiesced)
 {
-	uint64_t since = now_ns(), wait = FIRST_WAIT, refused = 0;
+	uint64_t since = now_ns(), refused = 0;
 	struct errmsg first = m->err;
 	int ret;
 
+	m->reconnect_wait = !m->reconnect_wait || since - m->connected_at > LIVED
+				    ? FIRST_WAIT
+				    : MIN(2 * m->reconnect_wait, LONGEST_WAIT);
 	drop_connection(m, quiesced);
 	log_warn("%s; trying to reach %s again for %llu s", first.text, m->opt.uri,
 		 (unsigned long long)(m->opt.reconnect_ns / NS_PER_SEC));
 	for (;;) {
 		m->err = (struct errmsg){0};
-		ret = wait_for(m, wait);
+		ret = wait_for(m, m->reconnect_wait);
 		if (ret)
 			return ret;
 		ret = connect_to(m);
 		if (ret == 0)
 			ret = handshake(m);
 		if (ret == 0) {
+			m->connected_at = now_ns();
 			log_info("connected to %s again; it holds %llu MiB", m->opt.uri,
 				 (unsigned long long)(m->stats.held_pages * PAGE_SIZE / MIB));
 			return 0;
@@ -259,7 +272,7 @@ int source_reconnect(struct migration *m, bool *quiesced)
 		if (now_ns() - since > m->opt.reconnect_ns ||
 		    (refused && now_ns() - refused > GONE_LIMIT))
 			return give_up(m, ret, &first);
-		wait = MIN(2 * wait, LONGEST_WAIT);
+		m->reconnect_wait = MIN(2 * m->reconnect_wait, LONGEST_WAIT);
 	}
 }
 

@@ -57,7 +57,9 @@ struct migration {
 	struct page_hash *held; /* digests of what the destination holds, or NULL: nothing */
 	struct errmsg err;
 	uint64_t start_ns, deadline_ns;
-	uint64_t past_bytes; /* of connections that broke, as are: */
+	uint64_t reconnect_wait; /* before the latest try; 0: there was none */
+	uint64_t connected_at;	 /* when it succeeded */
+	uint64_t past_bytes;	 /* of connections that broke, as are: */
 	uint64_t past_cpu_ns;
 	struct page_counts past;
 	uint64_t round_start_ns, round_start_sent, round_start_cpu, round_pages;
