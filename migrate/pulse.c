@@ -29,23 +29,26 @@ static void *run_pulse(void *arg)
 {
 	struct pulse *p = arg;
 	struct conn *c = p->conn;
-	uint64_t heard = conn_heard(c), heard_ns = now_ns();
+	uint64_t heard = conn_heard(c), looked_ns = now_ns(), silent = 0;
 
 	pthread_mutex_lock(&p->lock);
 	while (wait_for_next(p)) {
 		bool (*is_back)(void *) = p->is_back;
 		void *is_back_arg = p->is_back_arg;
-		uint64_t heard_now, silent, limit;
+		uint64_t heard_now, now, limit;
 		bool deaf = p->deaf;
 
 		pthread_mutex_unlock(&p->lock);
 		conn_tell(c);
 		heard_now = conn_heard(c);
-		if (heard_now != heard || deaf) {
-			heard = heard_now;
-			heard_ns = now_ns();
-		}
-		silent = now_ns() - heard_ns;
+		now = now_ns();
+		/* A host that stood still, and perhaps the peer with it, has heard nothing either.
+		 */
+		silent += MIN(now - looked_ns, 2 * CONN_TELL_NS);
+		looked_ns = now;
+		if (heard_now != heard || deaf)
+			silent = 0;
+		heard = heard_now;
 		limit = limit_of(c, silent, is_back, is_back_arg);
 		if (silent >= limit)
 			c->dead_ns = limit;
