@@ -233,8 +233,7 @@ START_TEST(back_again)
 	struct wire_frame f;
 
 	begin(false);
-	conn_set_limit(&c, 60 * NS_PER_SEC);
-	start();
+	start_with(60 * NS_PER_SEC);
 	pulse_heed(&pulse, is_back, &back);
 	c.deadline_ns = since + 5 * NS_PER_SEC;
 	ck_assert_int_eq(conn_recv_header(&c, &f, &err), -ETIMEDOUT);
