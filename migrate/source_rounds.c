@@ -215,7 +215,7 @@ static uint64_t floor_ns(const struct migration *m)
 /* What the pause costs besides pages. First the source hashes all of RAM, then the destination. */
 static uint64_t fixed_ns(const struct migration *m)
 {
-	double hashed = (double)(ram_used(&m->vm->ram) / PAGE_SIZE);
+	double hashed = (double)ram_used(&m->vm->ram) / (double)PAGE_SIZE;
 
 	return STATE_COST_GUESS + m->vm->n_vcpus * VCPU_COST_GUESS + floor_ns(m) +
 	       (uint64_t)(2 * hashed * m->hash_ns);
