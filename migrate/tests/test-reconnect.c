@@ -23,7 +23,7 @@ START_TEST(network)
 	for (size_t i = 0; i < ARRAY_SIZE(why); i++) {
 		begin();
 		ck_assert_msg(source_may_reconnect(&m, -why[i]), "%s", strerror(why[i]));
-		m.pause_start = 1;
+		m.pause_start = now_ns();
 		ck_assert_msg(source_may_reconnect(&m, -why[i]), "%s", strerror(why[i]));
 	}
 }
@@ -34,8 +34,21 @@ START_TEST(damage)
 {
 	begin();
 	ck_assert(source_may_reconnect(&m, -EBADMSG) && source_may_reconnect(&m, -EPROTO));
-	m.pause_start = 1;
+	m.pause_start = now_ns();
 	ck_assert(!source_may_reconnect(&m, -EBADMSG) && !source_may_reconnect(&m, -EPROTO));
+}
+END_TEST
+
+/* A guest is not stopped again and again for a handover that the network does not let through. */
+START_TEST(pauses_in_vain)
+{
+	begin();
+	m.pause_start = now_ns() - 30 * NS_PER_SEC;
+	ck_assert(source_may_reconnect(&m, -ETIMEDOUT));
+	m.stats.failed_pause_ns = 31 * NS_PER_SEC;
+	ck_assert(!source_may_reconnect(&m, -ETIMEDOUT));
+	m.pause_start = 0;
+	ck_assert(source_may_reconnect(&m, -ETIMEDOUT));
 }
 END_TEST
 
@@ -63,7 +76,7 @@ END_TEST
 
 int main(void)
 {
-	const TTest *const tests[] = {network, damage, never};
+	const TTest *const tests[] = {network, damage, pauses_in_vain, never};
 
 	return check_main("reconnect", tests, ARRAY_SIZE(tests));
 }
