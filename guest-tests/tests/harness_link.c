@@ -262,7 +262,8 @@ _Noreturn static void run(struct link *l)
 			if (h->len && !l->dead)
 				p[n++] = (struct pollfd){.fd = h->to, .events = POLLOUT};
 		}
-		if (poll(p, n, TICK_MS) < 0 && errno != EINTR)
+		/* Without a limit, or with nothing to pass on, there is nothing to wake up for. */
+		if (poll(p, n, l->rate && l->n ? TICK_MS : -1) < 0 && errno != EINTR)
 			give_up("poll");
 		refill(l);
 		if (p[0].revents)
