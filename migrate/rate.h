@@ -5,8 +5,9 @@
  * Theory of operation: a token bucket, kept as a point in time: when what has been promised so far
  * will have gone out at this rate. A connection asks for the bytes of its next piece and is told
  * when it may send them, which is when all that was promised before has gone: so connections take
- * turns, as pieces are of one length. Time that nobody used is kept for RATE_CREDIT_NS only; with
- * pieces of RATE_PIECE_NS no second sees more than 2 % above the rate.
+ * turns, as pieces are of one length. Time that nobody used is kept for RATE_CREDIT_NS only; and
+ * each connection may be late with one piece: so a second sees at most 0.8 % above the rate, and
+ * 0.2 % more for each connection.
  *
  * Time is an argument: now_ns() of the caller. Any thread may call any of these.
  */
@@ -20,8 +21,8 @@
 
 #include "../vmm/util.h"
 
-#define RATE_CREDIT_NS (15 * NS_PER_MS)
-#define RATE_PIECE_NS (5 * NS_PER_MS)
+#define RATE_CREDIT_NS (8 * NS_PER_MS)
+#define RATE_PIECE_NS (2 * NS_PER_MS)
 /* What is put together for one frame of pages is no more than this much time's worth. */
 #define RATE_FRAME_NS (50 * NS_PER_MS)
 

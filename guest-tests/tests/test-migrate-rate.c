@@ -46,7 +46,7 @@ static void quit(struct guest *g)
 /* ---- the limit ---- */
 
 /* Of a second: what pieces and credit come to, see migrate/rate.h, and a little. */
-#define ABOVE 1.05
+#define ABOVE 1.03
 
 static const struct cap {
 	const char *bandwidth, *connections;

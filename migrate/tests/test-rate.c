@@ -149,7 +149,7 @@ START_TEST(frames)
 	ck_assert_uint_eq(rate_piece(&rate), SIZE_MAX);
 	rate_set(&rate, 8000);
 	ck_assert_uint_eq(rate_frame(&rate, most), PAGE_SIZE);
-	ck_assert_uint_eq(rate_piece(&rate), 40);
+	ck_assert_uint_eq(rate_piece(&rate), 16);
 	rate_set(&rate, 1250000);
 	ck_assert_uint_ge(rate_frame(&rate, most), PAGE_SIZE);
 	ck_assert_uint_le(rate_frame(&rate, most), 1250000 / 20);
