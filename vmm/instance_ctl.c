@@ -394,8 +394,9 @@ static void do_stop(void *arg, struct ctl_client *client, json_t *request)
 static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
-	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT};
-	double downtime_ms = 0, timeout_ms = 0, peer_timeout_ms = 0, reconnect_ms = 0;
+	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT,
+				      .reconnect_ns = MIGRATE_KEEP_DEFAULT};
+	double downtime_ms = 0, timeout_ms = 0, peer_timeout_ms = 0, reconnect_ms = -1;
 	const char *cmd, *uri, *verify = "stream", *compress = "auto", *leave = "";
 	const char *on_timeout = "cancel";
 	json_int_t connections = 0, bandwidth = 0;
@@ -416,7 +417,9 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 		ctl_error(client, NULL, "downtime_ms or timeout_ms is not a time");
 		return;
 	}
-	if (reconnect_ms != 0 && !to_ns(reconnect_ms, &opt.reconnect_ns)) {
+	if (reconnect_ms == 0)
+		opt.reconnect_ns = 0;
+	else if (reconnect_ms != -1 && !to_ns(reconnect_ms, &opt.reconnect_ns)) {
 		ctl_error(client, NULL, "reconnect_ms is not a time");
 		return;
 	}
