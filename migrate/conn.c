@@ -662,21 +662,9 @@ int conn_send_prelude(struct conn *c, uint64_t session, struct errmsg *err)
 	return send_all(c, &msg, &taken, err);
 }
 
-int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err)
+static int check_prelude(const struct conn *c, const struct wire_prelude *p, uint64_t *session,
+			 struct errmsg *err)
 {
-	struct wire_prelude p;
-	int ret = conn_recv(c, &p, sizeof(p), err);
-
-	if (ret)
-		return ret;
-	c->received -= sizeof(p);
-	return conn_take_prelude(c, &p, session, err);
-}
-
-int conn_take_prelude(struct conn *c, const struct wire_prelude *p, uint64_t *session,
-		      struct errmsg *err)
-{
-	c->received += sizeof(*p);
 	if (memcmp(p->magic, WIRE_MAGIC, sizeof(p->magic)) != 0 || p->zero)
 		return errmsg_set(err, -EPROTO, "the %s does not speak godwit's migration protocol",
 				  c->peer);
@@ -689,6 +677,21 @@ int conn_take_prelude(struct conn *c, const struct wire_prelude *p, uint64_t *se
 				  c->peer, p->version, p->min_version, WIRE_VERSION,
 				  WIRE_MIN_VERSION);
 	return 0;
+}
+
+int conn_recv_prelude(struct conn *c, uint64_t *session, struct errmsg *err)
+{
+	struct wire_prelude p;
+	int ret = conn_recv(c, &p, sizeof(p), err);
+
+	return ret ? ret : check_prelude(c, &p, session, err);
+}
+
+int conn_take_prelude(struct conn *c, const struct wire_prelude *p, uint64_t *session,
+		      struct errmsg *err)
+{
+	c->received += sizeof(*p);
+	return check_prelude(c, p, session, err);
 }
 
 void conn_fail(struct conn *c, enum wire_type type, const char *text)

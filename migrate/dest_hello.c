@@ -87,15 +87,13 @@ static int check_kept(struct receiver *r, const struct hello *h)
 }
 
 /* What an earlier stay of the guest, or a snapshot, has left. A guess that may be wrong. */
-static int load_base(struct receiver *r)
+static void load_base(struct receiver *r)
 {
 	struct errmsg why = {0};
-	int ret = ram_image_load(&r->vm->ram, r->base_fd, &why);
 
-	if (ret)
-		log_warn("the guest's memory is sent as a whole: %s: %s", r->opt.base, why.text);
 	/* What has come of it is as good as any. */
-	return 0;
+	if (ram_image_load(&r->vm->ram, r->base_fd, &why))
+		log_warn("memory that %s should have had is sent, too: %s", r->opt.base, why.text);
 }
 
 /* The table of hashes, and RAM that it tells of. before: RAM is not a fresh machine's. */
@@ -112,8 +110,8 @@ static int prepare_table(struct receiver *r, const struct hello *h, bool before)
 	if (ret)
 		return errmsg_set(&r->err, ret, "no memory for the table of page hashes");
 	if (base)
-		ret = load_base(r);
-	if (ret == 0 && (before || base))
+		load_base(r);
+	if (before || base)
 		ret = hashes_from_ram(&r->hashes, &r->vm->ram, dest_still_wanted, r);
 	return ret;
 }

@@ -118,11 +118,10 @@ static int take_machine_apart(struct receiver *r, void *arg)
 
 int dest_keep(struct receiver *r, int ret)
 {
-	bool keep = may_keep(r, ret);
 	char held[32], why[sizeof(r->err.text)];
 	uint64_t cpu = 0, stored = 0, zeroed = 0;
 
-	if (!keep)
+	if (!may_keep(r, ret))
 		return ret;
 	memcpy(why, r->err.text, sizeof(why));
 	lanes_add(&r->lanes, &r->received, &stored, &zeroed);

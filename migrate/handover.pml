@@ -46,9 +46,9 @@
 #define WRITES 2 /* of the guest, at most */
 #define CUTS   2
 
-mtype = { HELLO, WELCOME, REFUSE, PAGES, STATE, READY, COMMIT, RUNNING, FAIL, CLOSED };
+mtype = { HELLO, WELCOME, REFUSE, PAGES, STATE, READY, COMMIT, RUNNING, FAIL };
 mtype = { S_PRECOPY, S_PAUSED, S_AWAIT, S_COMMITTED, S_BROKEN, S_HOME, S_UNCERTAIN, S_MOVED, S_DEAD };
-mtype = { D_LISTEN, D_TAKING, D_STATE, D_LOADED, D_RUNS, D_KEEPS, D_GONE, D_DEAD };
+mtype = { D_LISTEN, D_TAKING, D_LOADED, D_RUNS, D_KEEPS, D_GONE, D_DEAD };
 
 /* One connection after another; a message of an older one is never taken for one of the newer. */
 chan to_dest = [3] of { mtype, byte };

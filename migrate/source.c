@@ -115,7 +115,8 @@ static void publish_eta(struct migration *m, uint64_t now, uint64_t done)
 void source_publish(struct migration *m)
 {
 	uint64_t now = now_ns(), in_round = now - m->round_start_ns, bytes, done;
-	uint64_t tried = m->conn.zc_tried, uncopied = m->conn.zc_uncopied;
+	uint64_t tried = m->past_tried + m->conn.zc_tried;
+	uint64_t uncopied = m->past_uncopied + m->conn.zc_uncopied;
 	struct page_counts pages;
 
 	bytes = source_sum_up(m, &pages);

@@ -192,6 +192,9 @@ static void drop_connection(struct migration *m, bool *quiesced)
 		source_throttle_set(m, 0);
 	m->past_bytes = source_sum_up(m, &past);
 	m->past = past;
+	m->past_tried += m->conn.zc_tried;
+	m->past_uncopied += m->conn.zc_uncopied;
+	senders_add_zerocopy(&m->senders, &m->past_tried, &m->past_uncopied);
 	page_path_free(&m->path);
 	m->path = (struct page_path){0};
 	senders_close(&m->senders, &m->past_cpu_ns);

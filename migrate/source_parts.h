@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the files of the source share: source.c, source_rounds.c, source_throttle.c and
- * source_handover.c.
+ * What the files of the source share: source.c, source_connect.c, source_rounds.c,
+ * source_throttle.c and source_handover.c.
  */
 #ifndef GODWIT_MIGRATE_SOURCE_PARTS_H
 #define GODWIT_MIGRATE_SOURCE_PARTS_H
@@ -61,6 +61,7 @@ struct migration {
 	uint64_t connected_at;	 /* when it succeeded */
 	uint64_t past_bytes;	 /* of connections that broke, as are: */
 	uint64_t past_cpu_ns;
+	uint64_t past_tried, past_uncopied; /* of the bytes, without a copy */
 	struct page_counts past;
 	uint64_t round_start_ns, round_start_sent, round_start_cpu, round_pages;
 	uint64_t last_bytes_per_s; /* of the round before */

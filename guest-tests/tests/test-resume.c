@@ -25,7 +25,7 @@
 #define MB ((double)MIB)
 
 /* In the sockets' buffers and the batches of both connections. */
-#define FLIGHT_MAX (24 * MB)
+#define FLIGHT_MAX (8 * MB)
 
 static unsigned total_cuts, first_seed;
 
