@@ -43,7 +43,7 @@ static void arm_kick(struct virtio_queue *q)
 
 static void serve_queue(struct virtio *v, unsigned i)
 {
-	if (virtio_live(v) && v->queue[i].q.ready)
+	if (virtio_live(v) && v->queue[i].q.ready && !v->stopping)
 		v->ops->serve(v, i);
 }
 
@@ -202,8 +202,10 @@ int virtio_quiesce(struct device *d, uint64_t deadline_ns)
 	};
 	int ret = 0;
 
+	v->stopping = true;
 	pthread_mutex_lock(&v->lock);
 	v->stopped = true;
+	v->stopping = false;
 	while (v->inflight && ret == 0)
 		ret = -pthread_cond_timedwait(&v->idle, &v->lock, &at);
 	if (v->inflight) {
@@ -385,6 +387,8 @@ struct virtio_turn virtio_begin_turn(struct virtio *v, unsigned queue, int64_t l
 
 int virtio_next(struct virtio_turn *t, struct virtq_chain *c)
 {
+	if (t->v->stopping)
+		return 0;
 	if (t->left > 0)
 		return virtio_take(t->v, t->queue, c);
 	virtio_serve_all(t->v);

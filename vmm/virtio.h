@@ -30,6 +30,7 @@
 #define GODWIT_VIRTIO_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -127,8 +128,13 @@ struct virtio {
 	struct virtio_queue queue[VIRTIO_MAX_QUEUES];
 
 	unsigned inflight;
-	struct log_limit mistakes;   /* a driver can reset the device and make the next at once */
-	bool stopped;		     /* quiesced, or built and not yet resumed or run */
+	struct log_limit mistakes; /* a driver can reset the device and make the next at once */
+	bool stopped;		   /* quiesced, or built and not yet resumed or run */
+	/*
+	 * Is to be. Set without the lock, which who waits for it may not get for long while the
+	 * loop's thread serves one turn after the other. No turn begins or goes on then.
+	 */
+	atomic_bool stopping;
 	bool resetting;		     /* waits for inflight */
 	bool came;		     /* was loaded and has not run here yet; see virtio_resume() */
 	struct loop_task serve_task; /* serves every queue once */

@@ -340,6 +340,24 @@ START_TEST(takes_turns)
 }
 END_TEST
 
+/* Comes to rest while a turn holds the lock. No other turn begins, however soon it could. */
+static void rest_during_a_turn(void)
+{
+	struct driver_quiesce_job job = {.dev = &d->v->dev,
+					 .deadline_ns = now_ns() + DRIVER_WAIT_NS};
+	pthread_t thread;
+
+	pthread_mutex_lock(&d->v->lock);
+	ck_assert_int_eq(pthread_create(&thread, NULL, driver_quiesce_thread, &job), 0);
+	while (!d->v->stopping)
+		if (now_ns() >= job.deadline_ns)
+			ck_abort_msg("coming to rest waits for its turn");
+	pthread_mutex_unlock(&d->v->lock);
+	driver_run_until(d, job.done);
+	pthread_join(thread, NULL);
+	ck_assert_int_eq(job.ret, 0);
+}
+
 /* In the middle of a chain: coming to rest waits for nothing, and the other side goes on. */
 START_TEST(moves_between_turns)
 {
@@ -350,6 +368,7 @@ START_TEST(moves_between_turns)
 	give_much(90, 2000);
 	driver_run_until(d, is_hole(POOL_PAGE + 7));
 	ck_assert_uint_eq(d->v->inflight, 0);
+	rest_during_a_turn();
 	sides[0] = d;
 	sides[1] = driver_move(d, &config);
 	/* At rest nothing is punched, at neither side. */
