@@ -155,10 +155,14 @@ int source_check_stop(struct migration *m, struct errmsg *err)
 	if (now_ns() > m->deadline_ns) {
 		/* Of a round that has just begun the speed says nothing. */
 		bool young = now_ns() - m->round_start_ns < YOUNG_NS && m->last_bytes_per_s;
+		struct errmsg why = {""};
 
 		policy_late_text(m->stats.round, m->stats.dirty_pages_per_s,
-				 young ? m->last_bytes_per_s : m->stats.bytes_per_s, err);
-		return -ETIME;
+				 young ? m->last_bytes_per_s : m->stats.bytes_per_s, &why);
+		if (m->stats.reconnects)
+			return errmsg_set(err, -ETIME, "the connection broke %u times, and: %s",
+					  m->stats.reconnects, why.text);
+		return errmsg_set(err, -ETIME, "%s", why.text);
 	}
 	return 0;
 }

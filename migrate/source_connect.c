@@ -21,9 +21,6 @@
 /* Between two tries to connect again. */
 #define FIRST_WAIT (100 * NS_PER_MS)
 #define LONGEST_WAIT (5 * NS_PER_SEC)
-/* A connection that lived for so long was one; those that break sooner are made ever more slowly.
- */
-#define LIVED (10 * NS_PER_SEC)
 
 /* For handovers that break off, a guest is not stopped for longer than this in all. */
 #define FAILED_PAUSES_MAX (60 * NS_PER_SEC)
@@ -244,10 +241,12 @@ int source_reconnect(struct migration *m, bool *quiesced)
 	struct errmsg first = m->err;
 	int ret;
 
-	m->reconnect_wait = !m->reconnect_wait || since - m->connected_at > LIVED
+	drop_connection(m, quiesced);
+	/* One that has brought pages over was worth it, however soon it broke. */
+	m->reconnect_wait = m->past.sent > m->broke_sent || !m->reconnect_wait
 				    ? FIRST_WAIT
 				    : MIN(2 * m->reconnect_wait, LONGEST_WAIT);
-	drop_connection(m, quiesced);
+	m->broke_sent = m->past.sent;
 	log_warn("%s; trying to reach %s again for %llu s", first.text, m->opt.uri,
 		 (unsigned long long)(m->opt.reconnect_ns / NS_PER_SEC));
 	for (;;) {
@@ -259,7 +258,6 @@ int source_reconnect(struct migration *m, bool *quiesced)
 		if (ret == 0)
 			ret = handshake(m);
 		if (ret == 0) {
-			m->connected_at = now_ns();
 			log_info("connected to %s again; it holds %llu MiB", m->opt.uri,
 				 (unsigned long long)(m->stats.held_pages * PAGE_SIZE / MIB));
 			return 0;

@@ -58,7 +58,7 @@ struct migration {
 	struct errmsg err;
 	uint64_t start_ns, deadline_ns;
 	uint64_t reconnect_wait; /* before the latest try; 0: there was none */
-	uint64_t connected_at;	 /* when it succeeded */
+	uint64_t broke_sent;	 /* pages sent until the latest connection broke */
 	uint64_t past_bytes;	 /* of connections that broke, as are: */
 	uint64_t past_cpu_ns;
 	uint64_t past_tried, past_uncopied; /* of the bytes, without a copy */

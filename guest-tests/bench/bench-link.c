@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../tests/harness.h"
@@ -40,15 +39,8 @@ static void command(const char *line)
 
 bool link_possible(char why[256])
 {
-	int status;
-	pid_t child = fork();
-
-	if (child == 0)
-		_exit(unshare(CLONE_NEWNET) ? 1 : 0);
-	if (child < 0 || waitpid(child, &status, 0) != child || status) {
-		snprintf(why, 256, "no network namespace can be made (root is needed)");
+	if (!harness_may_make_networks(why))
 		return false;
-	}
 	if (system("command -v tc >/dev/null && command -v ip >/dev/null")) {
 		snprintf(why, 256, "ip and tc are not installed (Debian: iproute2)");
 		return false;

@@ -4,12 +4,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -70,6 +72,20 @@ uint64_t harness_now_ms(void)
 int harness_slow(int ms)
 {
 	return (int)(ms * h.slow);
+}
+
+bool harness_may_make_networks(char why[256])
+{
+	int status;
+	pid_t child = fork();
+
+	if (child == 0)
+		_exit(unshare(CLONE_NEWNET) ? 1 : 0);
+	if (child < 0 || waitpid(child, &status, 0) != child || status) {
+		snprintf(why, 256, "no network namespace can be made (root is needed)");
+		return false;
+	}
+	return true;
 }
 
 unsigned harness_env(const char *name, unsigned def)

@@ -114,6 +114,9 @@ void harness_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 bool harness_kvm_works(void);
 bool harness_linux_works(void);
 
+/* Can network namespaces be made here? Else why not. Before or within a test. */
+bool harness_may_make_networks(char why[256]);
+
 /* A positive number of the environment, or def. Anything else there ends the program with 2. */
 unsigned harness_env(const char *name, unsigned def);
 

@@ -7,7 +7,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #define UP_MS 10000
@@ -21,15 +20,8 @@ static const char *program(void)
 
 bool netlab_possible(char why[256])
 {
-	int status;
-	pid_t child = fork();
-
-	if (child == 0)
-		_exit(unshare(CLONE_NEWNET) ? 1 : 0);
-	if (child < 0 || waitpid(child, &status, 0) != child || status) {
-		snprintf(why, 256, "no network namespace can be made (root is needed)");
+	if (!harness_may_make_networks(why))
 		return false;
-	}
 	if (access("/dev/net/tun", R_OK | W_OK)) {
 		snprintf(why, 256, "/dev/net/tun: %s (modprobe tun?)", strerror(errno));
 		return false;
