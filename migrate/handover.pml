@@ -188,7 +188,7 @@ active proctype Source()
 		:: atomic { up && empty(to_source) -> source = S_UNCERTAIN }
 		fi
 #ifdef USER
-	/* `godwit resume --force`, by somebody who has seen to it that there is no receiver left. */
+	/* `godwit resolve --run`, by somebody who has seen to it that there is no receiver left. */
 	:: atomic { source == S_UNCERTAIN && !source_runs &&
 #ifndef BREAK_USER
 		(dest == D_GONE || dest == D_DEAD) ->

@@ -33,6 +33,7 @@ int cmd_list(int argc, char **argv);
 int cmd_pause(int argc, char **argv);
 int cmd_resume(int argc, char **argv);
 int cmd_stop(int argc, char **argv);
+int cmd_resolve(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
 int cmd_balloon(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);

@@ -273,21 +273,18 @@ int cmd_status(int argc, char **argv)
 }
 
 /* A command that is one request to the guest that its only word names. */
-static int simple(int argc, char **argv, bool with_force, uint64_t timeout_ns)
+static int simple(int argc, char **argv)
 {
 	struct errmsg err = {""};
 	struct config cfg;
-	json_t *request;
 	int status;
 
 	if (!cmd_parse(argc, argv, &cfg, &status))
 		return status;
 	if (!check_name(argv[0], cfg.args[0]))
 		return EXIT_USAGE;
-	request = json_pack("{s:s}", "cmd", argv[0]);
-	if (with_force)
-		json_object_set_new(request, "force", json_boolean(cfg.force));
-	if (ctl_call(cfg.args[0], request, timeout_ns, NULL, &err)) {
+	if (ctl_call(cfg.args[0], json_pack("{s:s}", "cmd", argv[0]), CTL_CALL_TIMEOUT, NULL,
+		     &err)) {
 		log_error("%s: %s", argv[0], err.text);
 		return EXIT_FAILED;
 	}
@@ -296,34 +293,35 @@ static int simple(int argc, char **argv, bool with_force, uint64_t timeout_ns)
 
 int cmd_pause(int argc, char **argv)
 {
-	return simple(argc, argv, false, CTL_CALL_TIMEOUT);
+	return simple(argc, argv);
 }
 
 int cmd_resume(int argc, char **argv)
 {
-	return simple(argc, argv, true, CTL_CALL_TIMEOUT);
+	return simple(argc, argv);
 }
 
 int cmd_cancel(int argc, char **argv)
 {
-	return simple(argc, argv, false, CTL_CALL_TIMEOUT);
+	return simple(argc, argv);
 }
 
-/* Waits until the guest's process has gone, not only until it says that it will. */
-static int stop(const struct config *cfg, uint64_t timeout_ns, struct errmsg *err)
+/*
+ * A request that ends the guest within timeout_ns, which it keeps itself. Waits until its process
+ * has gone, not only until it says that it will. Takes request over.
+ */
+static int call_to_end(const char *name, json_t *request, uint64_t timeout_ns, struct errmsg *err)
 {
-	const char *name = cfg->args[0];
 	struct ctl_conn c;
 	json_t *answer = NULL;
 	int ret = ctl_connect(&c, name, err);
 
-	if (ret)
+	if (ret) {
+		json_decref(request);
 		return ret;
-	ret = ctl_send(&c,
-		       json_pack("{s:s,s:b,s:o}", "cmd", "stop", "force", cfg->force, "timeout_ms",
-				 report_ms(timeout_ns)),
-		       err);
-	/* It keeps the time; ours is for one that hangs. */
+	}
+	ret = ctl_send(&c, request, err);
+	/* This is for one that hangs. */
 	if (ret == 0)
 		ret = ctl_recv(&c, &answer, timeout_ns + CTL_CALL_TIMEOUT, err);
 	if (ret == 0 && !json_is_true(json_object_get(answer, "ok")))
@@ -342,6 +340,7 @@ static int stop(const struct config *cfg, uint64_t timeout_ns, struct errmsg *er
 int cmd_stop(int argc, char **argv)
 {
 	struct errmsg err = {""};
+	uint64_t timeout_ns;
 	struct config cfg;
 	int status;
 
@@ -349,8 +348,39 @@ int cmd_stop(int argc, char **argv)
 		return status;
 	if (!check_name("stop", cfg.args[0]))
 		return EXIT_USAGE;
-	if (stop(&cfg, cfg.timeout_ns ? cfg.timeout_ns : STOP_TIMEOUT, &err)) {
+	timeout_ns = cfg.timeout_ns ? cfg.timeout_ns : STOP_TIMEOUT;
+	if (call_to_end(cfg.args[0],
+			json_pack("{s:s,s:b,s:o}", "cmd", "stop", "force", cfg.force, "timeout_ms",
+				  report_ms(timeout_ns)),
+			timeout_ns, &err)) {
 		log_error("stop: %s", err.text);
+		return EXIT_FAILED;
+	}
+	return EXIT_DONE;
+}
+
+int cmd_resolve(int argc, char **argv)
+{
+	struct errmsg err = {""};
+	struct config cfg;
+	json_t *request;
+	int status;
+
+	if (!cmd_parse(argc, argv, &cfg, &status))
+		return status;
+	if (!check_name("resolve", cfg.args[0]))
+		return EXIT_USAGE;
+	if (cfg.run == cfg.discard) {
+		log_error("resolve: say --run if the receiver of '%s' has ended and it never ran "
+			  "there, or --discard if it runs there ('godwit status %s' names the "
+			  "receiver)",
+			  cfg.args[0], cfg.args[0]);
+		return EXIT_USAGE;
+	}
+	request = json_pack("{s:s,s:s}", "cmd", "resolve", "how", cfg.run ? "run" : "discard");
+	if (cfg.run ? ctl_call(cfg.args[0], request, CTL_CALL_TIMEOUT, NULL, &err)
+		    : call_to_end(cfg.args[0], request, 0, &err)) {
+		log_error("resolve: %s", err.text);
 		return EXIT_FAILED;
 	}
 	return EXIT_DONE;

@@ -105,12 +105,10 @@ static int finish(struct view *v, json_t *answer, bool json)
 	if (result != EXIT_DONE)
 		log_error("migrate: %s: %s", v->name, error ? error : "no reason given");
 	if (result == EXIT_UNCERTAIN)
-		log_error(
-			"migrate: look for it at the destination with 'godwit list'; a copy that "
-			"is "
-			"still here stays paused until 'godwit resume --force %s' or 'godwit stop "
-			"--force %s'",
-			v->name, v->name);
+		log_error("migrate: look for it at the destination with 'godwit list'; a copy that "
+			  "is still here stays paused until 'godwit resolve %s --run' or 'godwit "
+			  "resolve %s --discard'",
+			  v->name, v->name);
 	if (json) {
 		json_object_del(answer, "ok");
 		json_object_set_new(answer, "status", json_string(status));

@@ -121,9 +121,10 @@ static const struct option_spec status_options[] = {
 	OPTIONS_END,
 };
 
-static const struct option_spec resume_options[] = {
-	{0, "force", NULL, OPTION_FLAG, AT(force),
-	 "run a guest again whose move ended uncertain: only if the destination does not"},
+static const struct option_spec resolve_options[] = {
+	{0, "run", NULL, OPTION_FLAG, AT(run),
+	 "it goes on here: its receiver has ended, and it never ran there"},
+	{0, "discard", NULL, OPTION_FLAG, AT(discard), "it runs there: what is here is let go"},
 	OPTIONS_END,
 };
 
@@ -159,9 +160,11 @@ const struct command commands[] = {
 	 status_options},
 	{"list", cmd_list, "", "one line per guest", 0, 0, no_options},
 	{"pause", cmd_pause, "NAME", "stop a guest's vCPUs", 1, 1, no_options},
-	{"resume", cmd_resume, "[--force] NAME", "let a paused guest run on", 1, 1, resume_options},
+	{"resume", cmd_resume, "NAME", "let a paused guest run on", 1, 1, no_options},
 	{"stop", cmd_stop, "[--timeout TIME] [--force] NAME",
 	 "press a guest's power button and wait until it is gone", 1, 1, stop_options},
+	{"resolve", cmd_resolve, "--run|--discard NAME",
+	 "say where a guest is whose migration ended uncertain", 1, 1, resolve_options},
 	{"cancel", cmd_cancel, "NAME", "give up a guest's migration", 1, 1, no_options},
 	{"balloon", cmd_balloon, "[--json] NAME [SIZE]",
 	 "show how much memory a guest has given back, or ask it for SIZE", 1, 2, status_options},

@@ -53,6 +53,7 @@ struct config {
 	char leave[VM_PATH_MAX];
 	char base[VM_PATH_MAX];
 	bool force;
+	bool run, discard; /* of resolve */
 
 	bool json;
 	bool options; /* help --options */

@@ -319,9 +319,9 @@ static void on_migrated_task(struct loop_task *task)
 		quit(in, EXIT_DONE);
 		return;
 	case MIGRATE_UNCERTAIN:
-		log_error("%s: %s. It stays paused: 'godwit resume --force %s' if its receiver at "
-			  "%s has ended and it never ran there, 'godwit stop --force %s' to "
-			  "discard it here",
+		log_error("%s: %s. It stays paused: 'godwit resolve %s --run' if its receiver at "
+			  "%s has ended and it never ran there, 'godwit resolve %s --discard' if "
+			  "it runs there",
 			  name, in->last.error.text, name, in->migration_uri, name);
 		instance_answer_migration(in);
 		/* Who wanted it ended did not know of this. */

@@ -230,12 +230,11 @@ static bool refuse_uncertain(struct instance *in, struct ctl_client *client)
 
 	if (!instance_uncertain(in))
 		return false;
-	ctl_error(
-		client, NULL,
-		"it may run at %s since its migration ended uncertain. 'godwit resume --force %s' "
-		"if its receiver there has ended and it never ran there, 'godwit stop --force %s' "
-		"to discard it here",
-		in->migration_uri, name, name);
+	ctl_error(client, NULL,
+		  "it may run at %s since its migration ended uncertain. 'godwit resolve %s --run' "
+		  "if its receiver there has ended and it never ran there, 'godwit resolve %s "
+		  "--discard' if it runs there",
+		  in->migration_uri, name, name);
 	return true;
 }
 
@@ -326,27 +325,53 @@ static void do_pause(void *arg, struct ctl_client *client, json_t *request)
 static void do_resume(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
-	struct errmsg err = {""};
 	const char *cmd;
-	int force = 0;
 
-	if (!UNPACK(client, request, "{s:s,s?b!}", "cmd", &cmd, "force", &force) ||
-	    !have_guest(in, client) || refuse_migrating(in, client) ||
-	    (!force && refuse_uncertain(in, client)))
+	if (!UNPACK(client, request, "{s:s!}", "cmd", &cmd) || !have_guest(in, client) ||
+	    refuse_migrating(in, client) || refuse_uncertain(in, client))
 		return;
-	if (instance_uncertain(in)) {
-		/* Given up for the handover: the destination has it if the guest runs there. */
-		if (vm_acquire_devices(in->vm, &err)) {
-			ctl_error(client, NULL, "it stays paused: %s", err.text);
-			return;
-		}
-		log_warn("%s runs on here: the user says that it does not run at %s", in->cfg.name,
-			 in->migration_uri);
-		/* The handover left the devices at rest, too. */
-		vm_resume_devices(in->vm);
-		vm_resume(in->vm, VM_PAUSE_LOST);
-	}
 	vm_resume(in->vm, VM_PAUSE_USER);
+	ctl_reply(client, NULL);
+}
+
+static void do_resolve(void *arg, struct ctl_client *client, json_t *request)
+{
+	struct instance *in = arg;
+	struct errmsg err = {""};
+	const char *cmd, *how;
+	bool run;
+
+	if (!UNPACK(client, request, "{s:s,s:s!}", "cmd", &cmd, "how", &how))
+		return;
+	run = strcmp(how, "run") == 0;
+	if (!run && strcmp(how, "discard") != 0) {
+		ctl_error(client, NULL, "how is 'run' or 'discard'");
+		return;
+	}
+	if (!have_guest(in, client) || refuse_migrating(in, client))
+		return;
+	if (!instance_uncertain(in)) {
+		ctl_error(client, NULL, "there is nothing to resolve: it is %s here",
+			  state_name(in));
+		return;
+	}
+	if (!run) {
+		log_warn("%s is discarded here: the user says that it runs at %s", in->cfg.name,
+			 in->migration_uri);
+		instance_stop(in, EXIT_DONE);
+		instance_wait(in, client, WAIT_STOP, 0);
+		return;
+	}
+	/* Given up for the handover: the destination has it if the guest runs there. */
+	if (vm_acquire_devices(in->vm, &err)) {
+		ctl_error(client, NULL, "it stays paused: %s", err.text);
+		return;
+	}
+	log_warn("%s runs on here: the user says that it does not run at %s", in->cfg.name,
+		 in->migration_uri);
+	/* The handover left the devices at rest, too. */
+	vm_resume_devices(in->vm);
+	vm_resume(in->vm, VM_PAUSE_LOST);
 	ctl_reply(client, NULL);
 }
 
@@ -539,7 +564,9 @@ static void do_balloon(void *arg, struct ctl_client *client, json_t *request)
 }
 
 const struct ctl_handler instance_handlers[] = {
-	{"status", do_status},	 {"pause", do_pause},	  {"resume", do_resume},
-	{"stop", do_stop},	 {"migrate", do_migrate}, {"cancel", do_cancel},
-	{"balloon", do_balloon}, {"tune", do_tune},	  {NULL, NULL},
+	{"status", do_status}, {"pause", do_pause},
+	{"resume", do_resume}, {"resolve", do_resolve},
+	{"stop", do_stop},     {"migrate", do_migrate},
+	{"cancel", do_cancel}, {"balloon", do_balloon},
+	{"tune", do_tune},     {NULL, NULL},
 };

@@ -165,7 +165,9 @@ void source_uncertain(struct scene *s)
 	     json_text(status, "migration.status"));
 	guest_silent(s->g.proc);
 	p = godwit_run(1, "resume", s->g.name, NULL);
-	need_match(p->err.buf, "resume --force", "stderr of resume");
+	need_match(p->err.buf, "resolve .* --run", "stderr of resume");
+	p = godwit_run(2, "resolve", s->g.name, NULL);
+	need_match(p->err.buf, "--run if .* or --discard if", "stderr of resolve");
 	p = godwit_run(1, "migrate", s->g.name, s->relay->uri, "--connections=1", NULL);
 	need_match(p->err.buf, "uncertain", "stderr of a second migrate");
 	guest_silent(s->g.proc);
@@ -173,7 +175,11 @@ void source_uncertain(struct scene *s)
 
 void force_resume(struct scene *s)
 {
-	godwit_run(0, "resume", "--force", s->g.name, NULL);
+	struct proc *p;
+
+	godwit_run(0, "resolve", "--run", s->g.name, NULL);
+	p = godwit_run(1, "resolve", "--discard", s->g.name, NULL);
+	need_match(p->err.buf, "nothing to resolve: it is running here", "stderr of resolve");
 	guest_intact(s->g.proc);
 	guest_send(&s->g, "q");
 	guest_expect(&s->g, "^dirty done .* errors=0$", ANSWER_MS);

@@ -91,12 +91,12 @@ START_TEST(dest_killed)
 	disk_check(&s.d, told(&s), false);
 	if (_i == COMMIT_LOST) {
 		never_ran(s.a.dest.proc);
-		godwit_run(0, "resume", "--force", s.g.name, NULL);
+		godwit_run(0, "resolve", "--run", s.g.name, NULL);
 		runs_on_at_source(&s);
 		return;
 	}
 	/* It may have run there, and written: this memory is of no use any more. */
-	godwit_run(0, "stop", "--force", s.g.name, NULL);
+	godwit_run(0, "resolve", "--discard", s.g.name, NULL);
 	guest_ended(&s.g, 0, END_MS);
 	is_left(&s);
 }
@@ -146,7 +146,7 @@ START_TEST(answer_lost)
 	attempt_run(&s.a, &s.g);
 	need(s.a.status == 3, "exit code %d: %s", s.a.status, s.a.m.error);
 	disk_works(s.a.dest.proc);
-	p = godwit_run(1, "resume", "--force", s.g.name, NULL);
+	p = godwit_run(1, "resolve", "--run", s.g.name, NULL);
 	need(strstr(p->err.buf, "it stays paused") && strstr(p->err.buf, s.d.path) &&
 		     strstr(p->err.buf, "in use"),
 	     "'%s'", p->err.buf);
@@ -154,7 +154,7 @@ START_TEST(answer_lost)
 	runs_at_dest(&s);
 	/* Even now only a user may decide that. */
 	silent(s.g.proc);
-	godwit_run(0, "stop", "--force", s.g.name, NULL);
+	godwit_run(0, "resolve", "--discard", s.g.name, NULL);
 	guest_ended(&s.g, 0, END_MS);
 	disk_is_free(&s.d);
 }
@@ -173,7 +173,7 @@ START_TEST(commit_lost)
 	never_ran(s.a.dest.proc);
 	silent(s.g.proc);
 	disk_check(&s.d, told(&s), false);
-	godwit_run(0, "resume", "--force", s.g.name, NULL);
+	godwit_run(0, "resolve", "--run", s.g.name, NULL);
 	runs_on_at_source(&s);
 }
 END_TEST

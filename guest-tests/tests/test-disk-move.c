@@ -295,14 +295,14 @@ START_TEST(stolen)
 	relay_all_done(relay);
 	need(strstr(m.error, "in use"), "'%s'", m.error);
 	proc_ended(dest.proc, 1, END_MS);
-	p = godwit_run(1, "resume", "--force", g.name, NULL);
+	p = godwit_run(1, "resolve", "--run", g.name, NULL);
 	need(strstr(p->err.buf, "it stays paused") && strstr(p->err.buf, d.path), "'%s'",
 	     p->err.buf);
 	while (proc_try(g.proc, "^virtio ", 20))
 		;
 	need(!proc_try(g.proc, "^virtio ", 1000), "it runs");
 	close(thief.fd);
-	godwit_run(0, "resume", "--force", g.name, NULL);
+	godwit_run(0, "resolve", "--run", g.name, NULL);
 	disk_works(g.proc);
 	disks_quit(g.proc, &d, 1);
 }

@@ -207,7 +207,7 @@ START_TEST(flipped_running)
 	scene_report(&s, 3, "RUNNING frame from the destination was damaged");
 	source_uncertain(&s);
 	dest_owns(&s);
-	godwit_run(0, "stop", "--force", s.g.name, NULL);
+	godwit_run(0, "resolve", "--discard", s.g.name, NULL);
 	guest_ended(&s.g, 0, 10000);
 }
 END_TEST

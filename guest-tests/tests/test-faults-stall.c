@@ -114,12 +114,12 @@ START_TEST(handover_stalls)
 	ended(&commit, 3);
 	refused(&commit);
 	guest_silent(commit.g.proc);
-	godwit_run(0, "stop", "--force", commit.g.name, NULL);
+	godwit_run(0, "resolve", "--discard", commit.g.name, NULL);
 
 	ended(&running, 3);
 	guest_silent(running.g.proc);
 	quit(running.d.proc);
-	godwit_run(0, "stop", "--force", running.g.name, NULL);
+	godwit_run(0, "resolve", "--discard", running.g.name, NULL);
 }
 END_TEST
 

@@ -169,7 +169,7 @@ START_TEST(connection_cut_after_commit)
 		source_uncertain(&s);
 		dest_owns(&s);
 		/* Where it ran is known now; the source's copy is of no use any more. */
-		godwit_run(0, "stop", "--force", s.g.name, NULL);
+		godwit_run(0, "resolve", "--discard", s.g.name, NULL);
 		guest_ended(&s.g, 0, 10000);
 	}
 }
@@ -214,7 +214,7 @@ START_TEST(socket_aborted_after_commit)
 	scene_report(&s, 3, "abort|broke|closed");
 	source_uncertain(&s);
 	dest_owns(&s);
-	godwit_run(0, "stop", "--force", s.g.name, NULL);
+	godwit_run(0, "resolve", "--discard", s.g.name, NULL);
 	guest_ended(&s.g, 0, 10000);
 }
 END_TEST

@@ -248,14 +248,14 @@ static void dest_dies(struct story *s, int step)
 	if (step == COMMIT_LOST) {
 		look_at_disk(s);
 		never_ran(s->a.dest.proc);
-		godwit_run(0, "resume", "--force", s->x.g.name, NULL);
+		godwit_run(0, "resolve", "--run", s->x.g.name, NULL);
 		works(s);
 		return;
 	}
 	/* It may have run there, and written: this memory is of no use any more. */
 	learn(s, s->a.dest.proc);
 	look_at_disk(s);
-	godwit_run(0, "stop", "--force", s->x.g.name, NULL);
+	godwit_run(0, "resolve", "--discard", s->x.g.name, NULL);
 	guest_ended(&s->x.g, 0, LX_END_MS);
 	boot(s);
 	works(s);
@@ -271,7 +271,7 @@ static void answer_lost(struct story *s)
 	need(s->a.status == 3, "exit code %d: %s", s->a.status, s->a.m.error);
 	guest_follow(&s->x.g, &s->a.dest);
 	works(s);
-	p = godwit_run(1, "resume", "--force", source.name, NULL);
+	p = godwit_run(1, "resolve", "--run", source.name, NULL);
 	need(strstr(p->err.buf, "it stays paused") && strstr(p->err.buf, s->disk) &&
 		     strstr(p->err.buf, "in use"),
 	     "'%s'", p->err.buf);
@@ -279,7 +279,7 @@ static void answer_lost(struct story *s)
 	works(s);
 	/* Even now only a user may decide that. */
 	need(proc_running(source.proc), "the source has ended by itself");
-	godwit_run(0, "stop", "--force", source.name, NULL);
+	godwit_run(0, "resolve", "--discard", source.name, NULL);
 	guest_ended(&source, 0, LX_END_MS);
 	works(s);
 }

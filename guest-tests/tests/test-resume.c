@@ -80,13 +80,13 @@ static uint64_t draw(uint64_t *state, uint64_t below)
 static void settle_uncertain(struct guest *g, struct dest *d)
 {
 	if (proc_try(d->proc, "^dirty ", 3000)) {
-		godwit_run(0, "stop", "--force", g->name, NULL);
+		godwit_run(0, "resolve", "--discard", g->name, NULL);
 		guest_follow(g, d);
 		return;
 	}
 	proc_kill(d->proc, SIGKILL);
 	proc_wait(d->proc, 10000);
-	godwit_run(0, "resume", "--force", g->name, NULL);
+	godwit_run(0, "resolve", "--run", g->name, NULL);
 }
 
 START_TEST(anywhere)
