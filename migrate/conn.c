@@ -394,8 +394,15 @@ int conn_recv_header(struct conn *c, struct wire_frame *f, struct errmsg *err)
 static bool peer_spoke(const struct conn *c)
 {
 	struct pollfd p = {.fd = c->fd, .events = POLLIN};
+	struct wire_frame f;
+	ssize_t n;
 
-	return poll(&p, 1, 0) > 0;
+	if (poll(&p, 1, 0) <= 0)
+		return false;
+	if (!c->due)
+		return true;
+	n = recv(c->fd, &f, sizeof(f), MSG_PEEK | MSG_DONTWAIT);
+	return n <= 0 || (n == sizeof(f) && f.type != c->due);
 }
 
 int conn_listen(struct conn *c, struct errmsg *err)

@@ -107,6 +107,7 @@ struct conn {
 	bool zc_registered;			/* it knows our memory */
 	unsigned zc_starved;			/* see weigh_wait() */
 	_Atomic uint64_t zc_tried, zc_uncopied; /* bytes, of `sent`; others may look */
+	unsigned due; /* conn_poll() leaves a frame of this type for later; 0: none may have come */
 	bool between_frames;
 	bool tcp;     /* what its peer's host has taken can be asked of the kernel */
 	bool local;   /* both ends are on this host */

@@ -8,14 +8,18 @@
 #include <string.h>
 
 #include "dest_parts.h"
+#include "rehash.h"
 #include "state.h"
 
 /* With --verify=full: is what is in RAM now still what the table says was stored? */
 static int rehash_ram(struct receiver *r)
 {
-	uint64_t index = 0;
-	int ret = hashes_compare_ram(&r->hashes, &r->vm->ram, &index, dest_still_wanted, r);
+	uint64_t index = 0, cpu = 0;
+	int ret = rehash_compare(&r->hashes, &r->vm->ram, &index, dest_still_wanted, r, &cpu);
 
+	pthread_mutex_lock(&r->lock);
+	r->stats.cpu_ns += cpu;
+	pthread_mutex_unlock(&r->lock);
 	/* What the tick had to say comes first. */
 	if (ret)
 		errmsg_set(&r->err, ret,
@@ -55,10 +59,8 @@ out:
 
 int dest_on_proof(struct receiver *r, const uint8_t *payload)
 {
-	int ret = r->verify == MIGRATE_VERIFY_FULL ? rehash_ram(r) : 0;
+	int ret = compare_digests(r, payload);
 
-	if (ret == 0)
-		ret = compare_digests(r, payload);
 	if (ret == 0)
 		ret = state_load(r->vm, r->state, r->state_len, &r->err);
 	if (ret)
@@ -69,10 +71,18 @@ int dest_on_proof(struct receiver *r, const uint8_t *payload)
 
 int dest_on_state(struct receiver *r, const struct wire_frame *f, uint8_t **payload)
 {
+	int ret;
+
 	/* Kept until the memory is proved equal. */
 	r->state = *payload;
 	r->state_len = f->length;
 	*payload = NULL;
 	dest_set_phase(r, MIGRATE_STOPCOPY);
-	return 0;
+	if (r->verify != MIGRATE_VERIFY_FULL)
+		return 0;
+	/* All pages are here; the source does the same now, and then sends its proof. */
+	r->conn.due = WIRE_PROOF;
+	ret = rehash_ram(r);
+	r->conn.due = 0;
+	return ret;
 }

@@ -91,8 +91,8 @@ struct page_hash *hashes_proof(struct hashes *h, const void *state, size_t state
 			       struct page_hash *root);
 
 /*
- * Makes the table tell what RAM holds now, of a machine that does not run. tick as below; -errno
- * only from it.
+ * Makes the table tell what RAM holds now, of a machine that does not run. tick(arg), when not
+ * NULL, is called every few MiB; what it returns other than 0 ends that and is returned.
  */
 int hashes_from_ram(struct hashes *h, const struct ram *ram, int (*tick)(void *arg), void *arg);
 
@@ -101,13 +101,5 @@ uint64_t hashes_count_held(const struct hashes *h);
 
 /* Bytes of a proof. */
 uint64_t hashes_proof_len(const struct hashes *h);
-
-/*
- * Hashes all of RAM again and compares with the table: 0, or -EBADMSG with *index the first page
- * that differs. A stopped guest only. tick(arg), when not NULL, is called every few MiB; what it
- * returns other than 0 ends the comparison and is returned.
- */
-int hashes_compare_ram(const struct hashes *h, const struct ram *ram, uint64_t *index,
-		       int (*tick)(void *arg), void *arg);
 
 #endif

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "rehash.h"
 #include "source_parts.h"
 #include "state.h"
 
@@ -56,7 +57,8 @@ static int send_proof(struct migration *m, const struct sbuf *state, struct page
 	int ret;
 
 	if (m->opt.verify == MIGRATE_VERIFY_FULL) {
-		ret = hashes_compare_ram(&m->hashes, &m->vm->ram, &index, rehash_tick, m);
+		ret = rehash_compare(&m->hashes, &m->vm->ram, &index, rehash_tick, m,
+				     &m->past_cpu_ns);
 		/* What the tick had to say comes first. */
 		if (ret)
 			return errmsg_set(&m->err, ret,

@@ -9,15 +9,13 @@
 #include <errno.h>
 #include <string.h>
 
+#include "rehash.h"
 #include "source_parts.h"
 
 #define PINGS 5U
 
 /* Clocks drift apart, by milliseconds in a minute at the worst. */
 #define CLOCKS_OLD (10 * NS_PER_SEC)
-
-/* Pages that tell how long hashing takes. */
-#define HASH_SAMPLE 1024U
 
 /* What a pause costs besides pages, until a pause of this machine has been measured. */
 #define STATE_COST_GUESS (3 * NS_PER_MS)
@@ -68,19 +66,6 @@ static int measure_clocks(struct migration *m)
 	}
 	m->clocks_at = now_ns();
 	return 0;
-}
-
-/* With --verify=full all of RAM is hashed at the pause: how long that takes here, it does there. */
-static void measure_hashing(struct migration *m)
-{
-	const struct ram *ram = &m->vm->ram;
-	uint64_t first = 0, n, hashed = 0, start = now_ns();
-
-	for (; hashed < HASH_SAMPLE && ram_next_populated(ram, &first, &n); first += n) {
-		for (uint64_t i = first; i < first + n && hashed < HASH_SAMPLE; i++, hashed++)
-			(void)hash_page(&m->hashes, ram_page(ram, i));
-	}
-	m->hash_ns = hashed ? (double)(now_ns() - start) / (double)hashed : 0;
 }
 
 /*
@@ -211,13 +196,19 @@ static uint64_t floor_ns(const struct migration *m)
 	return trips * m->rtt + (uint64_t)(bytes * estimate_byte_ns(&m->estimate));
 }
 
-/* What the pause costs besides pages. First the source hashes all of RAM, then the destination. */
+/* The clocks of two hosts do not begin at the same moment. */
+static bool on_one_host(const struct migration *m)
+{
+	return (uint64_t)llabs(m->clock_offset) < m->rtt;
+}
+
+/* What the pause costs besides pages. Both sides hash all of RAM at the same time. */
 static uint64_t fixed_ns(const struct migration *m)
 {
 	double hashed = (double)ram_used(&m->vm->ram) / (double)PAGE_SIZE;
 
 	return STATE_COST_GUESS + m->vm->n_vcpus * VCPU_COST_GUESS + floor_ns(m) +
-	       (uint64_t)(2 * hashed * m->hash_ns);
+	       (uint64_t)(hashed * m->hash_ns * (on_one_host(m) ? 2 : 1));
 }
 
 /* What is known now that a round has ended; the pages left became dirty in round_ns. */
@@ -304,7 +295,7 @@ int source_precopy(struct migration *m)
 	if (ret == 0 && policy_beyond_reach(&m->choice, floor_ns(m), m->rtt, &m->err))
 		ret = -ETIME;
 	if (ret == 0 && m->opt.verify == MIGRATE_VERIFY_FULL)
-		measure_hashing(m);
+		m->hash_ns = rehash_page_ns(&m->hashes, &m->vm->ram);
 	if (ret == 0)
 		ret = source_take_stock(m);
 	if (ret == 0)

@@ -431,6 +431,36 @@ START_TEST(headers_are_checked)
 END_TEST
 
 /* Allowed by its type, but more than this caller has room for. */
+/* Looking after the connection takes nothing that is due; whole or not, it is there later. */
+START_TEST(what_is_due_waits)
+{
+	struct wire_frame idle = frame(WIRE_IDLE, NULL, 0), proof = frame(WIRE_PROOF, "proof", 5);
+	char payload[8];
+	uint32_t len;
+
+	begin();
+	c.due = WIRE_PROOF;
+	put(&idle, sizeof(idle));
+	ck_assert_int_eq(conn_poll(&c, &err), 0);
+	ck_assert_uint_eq(c.received, sizeof(idle));
+	proof.seq = 1;
+	proof.check = wire_check_sum(&proof, "proof", 5);
+	for (unsigned i = 0; i < sizeof(proof); i += 8) {
+		ck_assert_msg(conn_poll(&c, &err) == 0, "%s", err.text);
+		put((uint8_t *)&proof + i, 8);
+	}
+	put("proof", 5);
+	ck_assert_msg(conn_poll(&c, &err) == 0, "%s", err.text);
+	ck_assert_uint_eq(c.received, sizeof(idle));
+	ck_assert_int_eq(conn_expect(&c, WIRE_PROOF, payload, sizeof(payload), &len, &err), 0);
+	ck_assert_uint_eq(len, 5);
+	/* Whatever else comes is no more welcome than ever. */
+	put_frame(WIRE_READY, "", 0);
+	ck_assert_int_eq(conn_poll(&c, &err), -EPROTO);
+	end();
+}
+END_TEST
+
 START_TEST(room_is_checked)
 {
 	uint8_t buf[8] = "unhurt.";
@@ -829,6 +859,7 @@ int main(void)
 		last_words_at_a_low_rate,
 		frames_come_in,
 		headers_are_checked,
+		what_is_due_waits,
 		room_is_checked,
 		reasons_arrive,
 		ends_of_the_connection,

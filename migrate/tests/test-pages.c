@@ -9,6 +9,7 @@
  * are the calls by which pages are given back and by which it is found that they were.
  */
 #include "../pages.h"
+#include "../rehash.h"
 #include "../store.h"
 
 #include <fcntl.h>
@@ -188,7 +189,7 @@ static void a_round(void)
 /* The last round of a guest that does nothing any more; then both must be equal. */
 static void end(void)
 {
-	uint64_t index = 0;
+	uint64_t index = 0, cpu = 0;
 	void *ret;
 
 	before_clear = after_clear = after_look = before_punch = after_punch = NULL;
@@ -205,7 +206,7 @@ static void end(void)
 			      "of page %llu the table says what is not there",
 			      (unsigned long long)i);
 	}
-	ck_assert_int_eq(hashes_compare_ram(&hashes, &m->vm->ram, &index, NULL, NULL), 0);
+	ck_assert_int_eq(rehash_compare(&hashes, &m->vm->ram, &index, NULL, NULL, &cpu), 0);
 	conn_close(&other.conn);
 	page_path_free(&path);
 	unpack_free(&other.store.unpack);
