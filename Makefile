@@ -2,10 +2,10 @@
 #
 # godwit: `make` builds build/godwit; `make demo` and `make check` do everything else by themselves.
 #
-#   make [V=1] [CC=clang] [ASAN=1] [UBSAN=1] [TSAN=1]
+#   make [V=1] [CC=clang] [ASAN=1] [UBSAN=1] [TSAN=1] [FAULTS=1]
 #   make demo | check | bench | grid | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=] | clean
 #
-# A sanitizer build goes to a folder of its own below build/, beside the plain one.
+# A build with sanitizers or faults goes to a folder of its own below build/, beside the plain one.
 
 .DEFAULT_GOAL := all
 MAKEFLAGS += --no-builtin-rules
@@ -24,6 +24,13 @@ endif
 ifdef TSAN
 B := $(B)/tsan
 SANITIZE += -fsanitize=thread
+endif
+# Faults on purpose (vmm/fault.h), for tests.
+ifdef FAULTS
+B := $(B)/faults
+VERSION := $(VERSION)-faults
+FAULTS_CPPFLAGS := -DGODWIT_FAULTS
+FAULTS_LDFLAGS := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc
 endif
 ifdef FUZZ
 B := $(B)/fuzz
@@ -44,9 +51,9 @@ PKGS := liburing libxxhash libzstd jansson
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 PKG_LIBS = $(shell pkg-config --libs $(PKGS))
 OPT ?= -O2 -g
-CPPFLAGS := -D_GNU_SOURCE -DGODWIT_VERSION='"$(VERSION)"'
+CPPFLAGS := -D_GNU_SOURCE -DGODWIT_VERSION='"$(VERSION)"' $(FAULTS_CPPFLAGS)
 CFLAGS = -std=gnu17 $(OPT) -fno-omit-frame-pointer -pthread $(WARN) $(SANITIZE) $(PKG_CFLAGS)
-LDFLAGS = -pthread $(SANITIZE)
+LDFLAGS = -pthread $(SANITIZE) $(FAULTS_LDFLAGS)
 
 LIB_SRC := $(filter-out vmm/main.c,$(wildcard vmm/*.c)) $(wildcard migrate/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)

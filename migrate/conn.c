@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "../vmm/fault.h"
 #include "conn_parts.h"
 
 #include <errno.h>
@@ -367,6 +368,8 @@ static int recv_any_header(struct conn *c, struct wire_frame *f, struct errmsg *
 		return errmsg_set(err, -EPROTO,
 				  "the %s sent a %s frame of %u bytes, %u are allowed", c->peer,
 				  wire_type_name(f->type), f->length, wire_max_length(f->type));
+	if (fault_frame("recv-", wire_type_name(f->type), c->fd))
+		f->check ^= 1;
 	if (f->type != WIRE_IDLE && f->type != WIRE_CANCEL && f->type != WIRE_FAIL)
 		return 0;
 	ret = conn_recv(c, text, f->length, err);
@@ -507,6 +510,8 @@ void conn_pace(struct conn *c, struct msghdr *msg)
 	uint64_t now, turn;
 	struct io_uring_sqe *sqe;
 
+	if (fault_at(FAULT_SHORT, "send"))
+		cut_message(c, msg, 1 + message_len(msg) / 3);
 	if (!c->rate || rate_get(c->rate) == 0)
 		return;
 	cut_message(c, msg, rate_piece(c->rate));
@@ -604,6 +609,8 @@ int conn_send(struct conn *c, enum wire_type type, const void *payload, uint32_t
 	conn_begin_frame(c);
 	f.seq = c->seq_out++;
 	f.check = wire_check_sum(&f, payload, length);
+	if (fault_frame("send-", wire_type_name(type), c->fd))
+		f.check ^= 1;
 	ret = send_all(c, &msg, taken, err);
 	/* In the middle of one nothing else can be said any more. */
 	if (ret == 0)

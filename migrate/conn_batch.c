@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../vmm/fault.h"
 #include "conn_parts.h"
 
 /* Linux 6.2; older headers lack them. */
@@ -298,6 +299,8 @@ int conn_send_batch(struct conn *c, struct conn_batch *b, struct errmsg *err)
 		conn_batch_piece(b, b->packed, contents);
 	else if (b->n_pieces == 0)
 		b->iov[0].iov_len += contents;
+	if (fault_frame("send-", wire_type_name(WIRE_PAGES), c->fd))
+		start[sizeof(frame) + descs + (b->n_pieces ? 0 : contents / 2) - 1] ^= 1;
 	b->msg = (struct msghdr){.msg_iov = b->iov, .msg_iovlen = 1 + b->n_pieces};
 	c->next_free = (c->next_free + 1) % CONN_BATCHES;
 	c->queued++;

@@ -23,6 +23,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "../vmm/fault.h"
 #include "dest_parts.h"
 #include "held.h"
 #include "uri.h"
@@ -295,8 +296,10 @@ static void *run_receiver(void *arg)
 	struct receiver *r = arg;
 	enum migrate_status status;
 	uint64_t cpu = 0;
-	int ret = receive_guest(r);
+	int ret;
 
+	fault_arm();
+	ret = receive_guest(r);
 	status = ret == 0		 ? MIGRATE_COMPLETED
 		 : dest_was_cancelled(r) ? MIGRATE_CANCELLED
 					 : MIGRATE_FAILED;

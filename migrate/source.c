@@ -25,6 +25,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "../vmm/fault.h"
 #include "../vmm/ram_image.h"
 #include "eta.h"
 #include "source_parts.h"
@@ -189,6 +190,7 @@ static void *run_source(void *arg)
 	uint64_t cpu = 0;
 	int ret;
 
+	fault_arm();
 	m->conn.fd = -1;
 	ret = source_connect(m);
 	while (ret == 0) {

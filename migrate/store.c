@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../vmm/fault.h"
 #include "delta.h"
 #include "handshake.h"
 
@@ -153,6 +154,8 @@ static int take_data(struct store *s, const struct wire_desc *d, struct errmsg *
 	struct page_hash hash = hash_page(s->hashes, ram_page(s->ram, d->index));
 
 	hashes_set(s->hashes, d->index, hash);
+	if (fault_at(FAULT_RAM, "stored"))
+		*(uint8_t *)ram_dma_page(s->ram, d->index) ^= 0x10;
 	atomic_fetch_add_explicit(&s->pages_stored, 1, memory_order_relaxed);
 	if (!hash_equal(&hash, &d->hash))
 		return errmsg_set(err, -EBADMSG, "page %llu was damaged on its way",

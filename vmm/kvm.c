@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "fault.h"
+
 #define KVM_PATH "/dev/kvm"
 
 /* CPUID.1:ECX and CPUID.80000001h:ECX */
@@ -62,6 +64,8 @@ int kvm_ioctl(int fd, unsigned long request, uintptr_t arg)
 {
 	int ret;
 
+	if (fault_at(FAULT_REFUSE, "kvm"))
+		return -EIO;
 	do
 		ret = ioctl(fd, request, arg);
 	while (ret < 0 && errno == EINTR);

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "fault.h"
+
 #define CHUNK (4 * MIB)
 
 static int load_range(struct ram *ram, int fd, uint64_t first, uint64_t end)
@@ -59,6 +61,8 @@ int ram_image_load(struct ram *ram, int fd, struct errmsg *err)
 
 static int write_all(int fd, const uint8_t *from, uint64_t len, uint64_t offset)
 {
+	if (fault_at(FAULT_ENOSPC, "leave"))
+		return -ENOSPC;
 	while (len) {
 		ssize_t n = pwrite(fd, from, MIN(len, CHUNK), (off_t)offset);
 

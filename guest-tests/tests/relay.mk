@@ -4,7 +4,7 @@
 
 relay_out := $(B)/guest-tests/tests
 relay_users := $(patsubst guest-tests/tests/%.c,$(relay_out)/%, \
-	$(wildcard guest-tests/tests/test-faults*.c guest-tests/tests/test-hostile*.c \
+	$(wildcard guest-tests/tests/test-fault*.c guest-tests/tests/test-hostile*.c \
 		guest-tests/tests/test-bad-input*.c guest-tests/tests/test-migrate-rate.c \
 		guest-tests/tests/test-resume.c))
 

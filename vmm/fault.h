@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Faults on purpose: how tests see what godwit does when the host, the kernel or the network does
+ * what it hardly ever does. There are none in a build without FAULTS=1: every call is a constant
+ * then.
+ *
+ * GODWIT_FAULT=KIND@PLACE[#N] has that kind of fault happen at this place, the first time that it
+ * is come to or the N-th. Places are counted from when fault_arm() was called, as a migration
+ * begins: what comes before is of no interest.
+ *
+ *	kill@send-COMMIT	the process dies before the frame is sent, or when it has come
+ *(recv-) cut@recv-STATE		the connection breaks there delay@send-READY	for
+ *FAULT_DELAY_NS nothing goes on wire@send-PAGES		a bit is wrong of what is sent
+ *	short@send		the kernel takes only a part of what is to be sent
+ *	ram@stored		a bit of a page turns after the page has been stored
+ *	dirty@harvest		a page's dirty bit gets lost
+ *	enomem@alloc		there is no memory for what is asked for
+ *	enospc@leave		the disk is full, where the guest's memory is left behind
+ *	refuse@kvm		KVM refuses an ioctl (of those that go through kvm_ioctl())
+ *
+ * What happened is said in a file, if GODWIT_FAULT_LOG names one: that a fault has come about at
+ * all is what a test must know.
+ */
+#ifndef GODWIT_FAULT_H
+#define GODWIT_FAULT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "util.h"
+
+enum fault {
+	FAULT_KILL,
+	FAULT_CUT,
+	FAULT_DELAY,
+	FAULT_WIRE,
+	FAULT_SHORT,
+	FAULT_RAM,
+	FAULT_DIRTY,
+	FAULT_ENOMEM,
+	FAULT_ENOSPC,
+	FAULT_REFUSE,
+	N_FAULTS,
+};
+
+#define FAULT_DELAY_NS (2 * NS_PER_SEC)
+
+#ifdef GODWIT_FAULTS
+
+/* From now on places count. Any thread. */
+void fault_arm(void);
+
+/* Does this fault happen here, now? What it is up to the caller does. Any thread. */
+bool fault_at(enum fault kind, const char *place);
+
+/*
+ * What may happen to a frame, at "send-" or "recv-" and its name, on the socket fd: kill, cut and
+ * delay do here. true: damage it.
+ */
+bool fault_frame(const char *direction, const char *name, int fd);
+
+#else
+
+static inline void fault_arm(void)
+{
+}
+
+static inline bool fault_at(enum fault kind, const char *place)
+{
+	(void)kind;
+	(void)place;
+	return false;
+}
+
+/* Of its arguments nothing is worked out. */
+#define fault_frame(direction, name, fd) ((void)sizeof(direction), false)
+
+#endif
+
+#endif
