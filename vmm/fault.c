@@ -29,10 +29,10 @@ static struct {
 	pthread_once_t once;
 	enum fault kind; /* N_FAULTS: none is wanted */
 	char place[64];
-	const char *log;
+	int log_fd;	   /* -1: nobody wants to know */
 	_Atomic long left; /* times that the place is still passed before it happens */
 	atomic_bool armed;
-} wanted = {.once = PTHREAD_ONCE_INIT, .kind = N_FAULTS};
+} wanted = {.once = PTHREAD_ONCE_INIT, .kind = N_FAULTS, .log_fd = -1};
 
 /* A test that asks for what there is not must not pass. */
 static void parse(void)
@@ -55,7 +55,10 @@ static void parse(void)
 	}
 	memcpy(wanted.place, at + 1, len);
 	wanted.left = hash ? atol(hash + 1) : 1;
-	wanted.log = getenv("GODWIT_FAULT_LOG");
+	/* Now: a thread that may open files is the one that begins a migration. */
+	if (getenv("GODWIT_FAULT_LOG"))
+		wanted.log_fd = open(getenv("GODWIT_FAULT_LOG"),
+				     O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 }
 
 void fault_arm(void)
@@ -66,13 +69,8 @@ void fault_arm(void)
 
 static void say(void)
 {
-	int fd =
-		wanted.log ? open(wanted.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
-
-	if (fd < 0)
-		return;
-	dprintf(fd, "%s@%s\n", kind_name[wanted.kind], wanted.place);
-	close(fd);
+	if (wanted.log_fd >= 0)
+		dprintf(wanted.log_fd, "%s@%s\n", kind_name[wanted.kind], wanted.place);
 }
 
 bool fault_at(enum fault kind, const char *place)

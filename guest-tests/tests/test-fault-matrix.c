@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "faults.h"
@@ -148,7 +149,9 @@ static void start(struct run *r)
 
 static bool came_about(const struct run *r)
 {
-	return access(r->log, F_OK) == 0;
+	struct stat st;
+
+	return stat(r->log, &st) == 0 && st.st_size > 0;
 }
 
 static void finish(struct proc *p)
