@@ -231,9 +231,9 @@ static int make_context(struct tls *t)
 	    SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION) != 1 ||
 	    SSL_CTX_set_ciphersuites(ctx, SUITES) != 1 || SSL_CTX_set_num_tickets(ctx, 0) != 1)
 		return -ENOTSUP;
-	/* Sessions there are none of, but a pre-shared key counts as one. */
-	if (SSL_CTX_set_session_id_context(ctx, (const unsigned char *)PSK_IDENTITY,
-					   sizeof(PSK_IDENTITY) - 1) != 1)
+	/* Sessions there are none of, but a pre-shared key counts as one; who accepts names his. */
+	if (t->listens && SSL_CTX_set_session_id_context(ctx, (const unsigned char *)PSK_IDENTITY,
+							 sizeof(PSK_IDENTITY) - 1) != 1)
 		return -ENOTSUP;
 	SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
@@ -355,8 +355,7 @@ static int shake(struct tls_link *l, int cancel_fd, uint64_t deadline, struct er
 			ret = tls_explain(l, error, sys, err);
 			return errmsg_set(err, ret, "the %s broke off the TLS handshake (%s)%s",
 					  l->peer, strerror(-ret),
-					  l->tls->listens ? ""
-							  : ": does it listen at a tls: URI?");
+					  l->tls->listens ? "" : ": does it listen at a tls: URI?");
 		}
 		ret = wait_ready(l->net, error == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT, cancel_fd,
 				 deadline);
