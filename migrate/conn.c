@@ -46,16 +46,36 @@ static bool is_tcp(int fd)
 	       protocol == IPPROTO_TCP;
 }
 
+/* The socket that the peer's host is at the other end of. */
+static int network_fd(const struct conn *c)
+{
+	return c->tls ? tls_socket(c->tls) : c->fd;
+}
+
 int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err)
 {
-	int ret;
+	return conn_init_over(c, fd, NULL, cancel_fd, peer, err);
+}
 
+int conn_init_over(struct conn *c, int fd, struct tls_link *tls, int cancel_fd, const char *peer,
+		   struct errmsg *err)
+{
+	int near = fd, ret = tls ? tls_start(tls, &near, err) : 0;
+
+	if (ret) {
+		tls_close(tls);
+		*c = (struct conn){.fd = -1};
+		return ret;
+	}
 	*c = (struct conn){
-		.fd = fd,
+		.fd = near,
+		.tls = tls,
 		.cancel_fd = cancel_fd,
 		.peer = peer,
 		.tcp = is_tcp(fd),
 		.local = is_local(fd),
+		/* Between two sockets of this process there is nothing to be gained. */
+		.zerocopy = tls ? CONN_ZEROCOPY_NEVER : CONN_ZEROCOPY_AUTO,
 		.deadline_ns = UINT64_MAX,
 	};
 	pthread_mutex_init(&c->out_lock, NULL);
@@ -85,9 +105,9 @@ void conn_set_limit(struct conn *c, uint64_t limit_ns)
 		return;
 	/* What is sent must be acknowledged within the limit, and so must a probe after half of it.
 	 */
-	setsockopt(c->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms));
-	setsockopt(c->fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
-	setsockopt(c->fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+	setsockopt(network_fd(c), IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms));
+	setsockopt(network_fd(c), IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+	setsockopt(network_fd(c), IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
 }
 
 struct io_uring_sqe *conn_sqe(struct conn *c, unsigned tag)
@@ -176,7 +196,7 @@ static void read_progress(const struct conn *c, uint64_t *out, uint64_t *in)
 	*out = *in = 0;
 	if (!c->tcp && ioctl(c->fd, SIOCOUTQ, &unsent) == 0) {
 		*out = (uint64_t)unsent;
-	} else if (c->tcp && getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0) {
+	} else if (c->tcp && getsockopt(network_fd(c), IPPROTO_TCP, TCP_INFO, &info, &len) == 0) {
 		*out = info.tcpi_bytes_acked;
 		*in = info.tcpi_bytes_received;
 	}
@@ -239,6 +259,8 @@ void conn_close(struct conn *c)
 	}
 	if (c->fd >= 0)
 		close(c->fd);
+	if (c->tls)
+		tls_close(c->tls);
 	pthread_mutex_destroy(&c->out_lock);
 	conn_batches_free(c);
 	*c = (struct conn){.fd = -1};
@@ -246,11 +268,20 @@ void conn_close(struct conn *c)
 
 int conn_error(struct conn *c, int ret, struct errmsg *err)
 {
+	bool broke = ret == -ENODATA || ret == -EPIPE || ret == -ECONNRESET;
 	uint64_t dead_ns = conn_dead_ns(c);
+	struct errmsg why;
+	int failed;
 
 	if (dead_ns && ret != -ECANCELED)
 		return errmsg_set(err, -ETIMEDOUT, "nothing has come from the %s for %.3g s",
 				  c->peer, (double)dead_ns / (double)NS_PER_SEC);
+	/* What it was to TLS, which knows more. */
+	failed = broke && c->tls ? tls_failed(c->tls, &why) : 0;
+	if (failed && why.text[0])
+		return errmsg_set(err, failed, "%s", why.text);
+	if (failed)
+		ret = failed;
 	switch (ret) {
 	case -ECANCELED:
 		return errmsg_set(err, ret, "cancelled");
@@ -748,6 +779,11 @@ void conn_fail(struct conn *c, enum wire_type type, const char *text)
 		if (poll(&p, 1, 100) > 0 && recv(c->fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0)
 			break;
 	}
+}
+
+uint64_t conn_cpu_ns(const struct conn *c)
+{
+	return c->tls ? tls_cpu_ns(c->tls) : 0;
 }
 
 bool conn_peer_gone(const struct conn *c)

@@ -21,6 +21,9 @@
  * waited for in the kernel, by a timeout that the send is linked to: so waiting for one's turn is
  * waiting for the send, and whoever does so watches all that is watched there.
  *
+ * A protected connection (tls.h) is a socket here like any other, whose other end is this
+ *process's: what is asked of the kernel about TCP, it is asked about the socket behind it.
+ *
  * Large batches are first sent without a copy (IORING_OP_SEND_ZC): the socket then refers to the
  * batch's own memory, which is free again only when the peer has acknowledged it and the kernel
  * has said so. That is given up for the connection, without a word, where it does not pay: the
@@ -38,6 +41,7 @@
 
 #include "../vmm/log.h"
 #include "rate.h"
+#include "tls.h"
 #include "wire.h"
 
 #define CONN_BATCHES 4U
@@ -78,7 +82,8 @@ struct conn_batch {
 
 struct conn {
 	int fd;
-	int cancel_fd; /* readable: give up. -1: none */
+	struct tls_link *tls; /* what carries it on to the peer; NULL: nothing, fd goes there */
+	int cancel_fd;	      /* readable: give up. -1: none */
 	struct io_uring ring;
 	bool ring_up;
 	uint32_t seq_out, seq_in;
@@ -124,6 +129,16 @@ struct conn {
 
 /* Takes fd over in any case. 0 or -errno with the cause in err. */
 int conn_init(struct conn *c, int fd, int cancel_fd, const char *peer, struct errmsg *err);
+
+/*
+ * The same of a socket that TLS has been spoken on, or, with tls NULL, of a plain one; fd is
+ * tls_socket() then. Takes tls over, too.
+ */
+int conn_init_over(struct conn *c, int fd, struct tls_link *tls, int cancel_fd, const char *peer,
+		   struct errmsg *err);
+
+/* CPU time of a thread of its own, which a protected one has, so far. */
+uint64_t conn_cpu_ns(const struct conn *c);
 
 /*
  * How long the peer may make no progress, CONN_LIMIT_DEFAULT unless it is set; TCP gets the same

@@ -278,7 +278,7 @@ static int serve(struct receiver *r)
 
 static int receive_guest(struct receiver *r)
 {
-	int ret = door_open(&r->door, r->listen_fd, &r->err);
+	int ret = door_open(&r->door, r->listen_fd, r->tls, &r->err);
 
 	while (ret == 0 && !r->running) {
 		ret = dest_take_source(r);
@@ -312,7 +312,7 @@ static void *run_receiver(void *arg)
 	dest_publish(r);
 	lanes_close(&r->lanes, &cpu);
 	pthread_mutex_lock(&r->lock);
-	r->stats.cpu_ns += cpu + thread_cpu_ns();
+	r->stats.cpu_ns += cpu + conn_cpu_ns(&r->conn) + thread_cpu_ns();
 	r->stats.verified_pages = ret == 0 ? r->hashes.npages : 0;
 	r->stats.error = r->err;
 	r->stats.status = status;
@@ -347,18 +347,24 @@ int receive_listen(struct receiver **out, const struct receive_options *opt,
 	if (!r)
 		return errmsg_set(err, -ENOMEM, "no memory for a receiver");
 	r->opt = *opt;
-	r->conn.fd = r->base_fd = r->kept.ram.fd = -1;
+	r->conn.fd = r->base_fd = r->kept.ram.fd = r->listen_fd = r->cancel_fd = -1;
 	if (r->opt.peer_timeout_ns == 0)
 		r->opt.peer_timeout_ns = CONN_LIMIT_DEFAULT;
 	r->done_task.run = run_done;
 	r->loop_task.run = run_on_loop;
 	pthread_mutex_init(&r->lock, NULL);
 	pthread_cond_init(&r->loop_done, NULL);
+	ret = migrate_check_tls(opt->uri, &opt->tls, err);
+	if (ret == 0 && uri_is_tls(opt->uri))
+		ret = tls_load(&r->tls, &opt->tls, opt->uri, true, err);
+	if (ret) {
+		receive_free(r);
+		return ret;
+	}
 	if (opt->base[0])
 		r->base_fd = open(opt->base, O_RDONLY | O_CLOEXEC);
 	if (opt->base[0] && r->base_fd < 0) {
 		ret = errmsg_set(err, -errno, "--base %s: %s", opt->base, strerror(errno));
-		r->listen_fd = r->cancel_fd = -1;
 		receive_free(r);
 		return ret;
 	}
@@ -431,6 +437,7 @@ void receive_free(struct receiver *r)
 		close(r->cancel_fd);
 	if (r->base_fd >= 0)
 		close(r->base_fd);
+	tls_free(r->tls);
 	pthread_cond_destroy(&r->loop_done);
 	pthread_mutex_destroy(&r->lock);
 	free(r);

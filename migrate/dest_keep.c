@@ -31,7 +31,7 @@ static bool is_back(void *door)
  */
 static int take_connection(struct receiver *r, const struct arrival *a)
 {
-	int ret = conn_init(&r->conn, a->fd, r->cancel_fd, "source", &r->err), sent;
+	int ret = conn_init_over(&r->conn, a->fd, a->tls, r->cancel_fd, "source", &r->err), sent;
 
 	if (ret)
 		return ret;
@@ -130,6 +130,7 @@ int dest_keep(struct receiver *r, int ret)
 	lanes_close(&r->lanes, &cpu);
 	pulse_stop(&r->pulse);
 	r->received += r->conn.received;
+	cpu += conn_cpu_ns(&r->conn);
 	conn_close(&r->conn);
 	door_admit(&r->door, false, 0);
 	if (r->vm) {

@@ -28,6 +28,7 @@ struct kept {
 
 struct receiver {
 	struct receive_options opt;
+	struct tls *tls; /* of a tls: URI; else NULL */
 	struct loop *loop;
 	struct loop_task done_task, loop_task;
 	void (*done)(void *arg);

@@ -16,39 +16,71 @@
 #define RETRY_MS 100
 
 #define BUSY "this receiver is taking in another guest"
+#define ONLY_TLS "this receiver takes sources by tls: only"
 
-/* The first thing that a source does is to send it: it need not be waited for long. */
-static int read_prelude(struct door *d, int fd, struct wire_prelude *p)
+static void let_go(const struct arrival *a)
 {
-	uint64_t deadline = now_ns() + CONN_PRELUDE_LIMIT;
-	size_t got = 0;
+	if (a->tls)
+		tls_close(a->tls);
+	else
+		close(a->fd);
+}
 
-	while (got < sizeof(*p)) {
+/* What is there now: as of recv(2), but -errno. */
+static ssize_t read_some(const struct arrival *a, void *buf, size_t len)
+{
+	ssize_t n;
+
+	if (a->tls)
+		return tls_recv(a->tls, buf, len);
+	n = recv(a->fd, buf, len, MSG_DONTWAIT);
+	return n < 0 ? -errno : n;
+}
+
+/* Until something has come. */
+static int wait_for_peer(struct door *d, int fd, uint64_t deadline)
+{
+	for (;;) {
 		struct pollfd fds[] = {{.fd = fd, .events = POLLIN},
 				       {.fd = d->quit_fd, .events = POLLIN}};
 		uint64_t now = now_ns();
-		ssize_t n;
 
 		if (now >= deadline)
 			return -ETIMEDOUT;
 		if (poll(fds, 2, (int)((deadline - now) / NS_PER_MS) + 1) <= 0)
 			continue;
-		if (fds[1].revents)
-			return -ECANCELED;
-		n = recv(fd, (char *)p + got, sizeof(*p) - got, MSG_DONTWAIT);
+		return fds[1].revents ? -ECANCELED : 0;
+	}
+}
+
+/* The first thing that a source does is to send it: it need not be waited for long. */
+static int read_prelude(struct door *d, struct arrival *a, uint64_t deadline)
+{
+	size_t got = 0;
+	int ret;
+
+	while (got < sizeof(a->prelude)) {
+		ssize_t n = read_some(a, (char *)&a->prelude + got, sizeof(a->prelude) - got);
+
 		if (n == 0)
 			return got ? -ECONNRESET : -ENODATA;
-		if (n < 0 && errno != EAGAIN && errno != EINTR)
-			return -errno;
-		if (n > 0)
+		if (n < 0 && n != -EAGAIN && n != -EINTR)
+			return (int)n;
+		if (n > 0) {
 			got += (size_t)n;
+			continue;
+		}
+		ret = wait_for_peer(d, a->fd, deadline);
+		if (ret)
+			return ret;
 	}
 	return 0;
 }
 
 /* False when it could not be told. */
-static bool tell_busy(const struct arrival *a)
+static bool tell(const struct arrival *a, const char *why)
 {
+	uint32_t why_len = (uint32_t)strlen(why);
 	struct wire_prelude p = {
 		.version = WIRE_VERSION,
 		.min_version = WIRE_MIN_VERSION,
@@ -57,36 +89,39 @@ static bool tell_busy(const struct arrival *a)
 	struct wire_frame f = {
 		.magic = WIRE_FRAME_MAGIC,
 		.type = WIRE_REFUSE,
-		.length = sizeof(BUSY) - 1,
+		.length = why_len,
 	};
-	char buf[sizeof(p) + sizeof(f) + sizeof(BUSY) - 1];
+	char buf[sizeof(p) + sizeof(f) + 128];
+	size_t len = sizeof(p) + sizeof(f) + why_len;
 
 	memcpy(p.magic, WIRE_MAGIC, sizeof(p.magic));
-	f.check = wire_check_sum(&f, BUSY, f.length);
+	f.check = wire_check_sum(&f, why, f.length);
 	memcpy(buf, &p, sizeof(p));
 	memcpy(buf + sizeof(p), &f, sizeof(f));
-	memcpy(buf + sizeof(p) + sizeof(f), BUSY, f.length);
-	if (send(a->fd, buf, sizeof(buf), MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)sizeof(buf))
+	memcpy(buf + sizeof(p) + sizeof(f), why, f.length);
+	if (a->tls) {
+		if (tls_send(a->tls, buf, len) != (ssize_t)len)
+			return false;
+		tls_end(a->tls);
+		return true;
+	}
+	if (send(a->fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)len)
 		return false;
 	shutdown(a->fd, SHUT_WR);
 	return true;
 }
 
-/* What conn_fail() does, to peers that there is no connection for: n of them at once. */
-static void turn_away(const struct arrival *a, unsigned n)
+/*
+ * Lets n peers, who have been told, or have not (their fd is -1), read it: closing with unread
+ * input would reset the connection and take the text with it.
+ */
+static void see_off(struct pollfd *p, unsigned n, uint64_t deadline)
 {
-	uint64_t deadline = now_ns() + AWAY_LIMIT;
-	struct pollfd p[DOOR_QUEUE];
-	unsigned left = 0;
 	char sink[4096];
+	unsigned left = 0;
 
-	for (unsigned i = 0; i < n; i++) {
-		bool told = tell_busy(&a[i]);
-
-		p[i] = (struct pollfd){.fd = told ? a[i].fd : -1, .events = POLLIN};
-		left += told;
-	}
-	/* Closing with unread input would reset the connection and take the text with it. */
+	for (unsigned i = 0; i < n; i++)
+		left += p[i].fd >= 0;
 	while (left && now_ns() < deadline) {
 		if (poll(p, n, 100) <= 0)
 			continue;
@@ -98,8 +133,18 @@ static void turn_away(const struct arrival *a, unsigned n)
 			left--;
 		}
 	}
+}
+
+/* What conn_fail() does, to peers that there is no connection for: n of them at once. */
+static void turn_away(const struct arrival *a, unsigned n, const char *why)
+{
+	struct pollfd p[DOOR_QUEUE];
+
 	for (unsigned i = 0; i < n; i++)
-		close(a[i].fd);
+		p[i] = (struct pollfd){.fd = tell(&a[i], why) ? a[i].fd : -1, .events = POLLIN};
+	see_off(p, n, now_ns() + AWAY_LIMIT);
+	for (unsigned i = 0; i < n; i++)
+		let_go(&a[i]);
 }
 
 /* ---- the queue; with the lock held ---- */
@@ -123,7 +168,7 @@ static void drop_left(struct door *d)
 			continue;
 		}
 		take(d, i, &a);
-		close(a.fd);
+		let_go(&a);
 	}
 }
 
@@ -147,11 +192,59 @@ static bool let_in(struct door *d, const struct arrival *a)
 	return in;
 }
 
+/* Whoever does not even try to speak TLS, but godwit's protocol, is one who forgot to. */
+static bool is_plain(int fd)
+{
+	char first = 0;
+
+	return recv(fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) == 1 && first == WIRE_MAGIC[0];
+}
+
+/* Says why somebody was not let in, but not as often as he may try. */
+static void note_refusal(struct door *d, const char *why)
+{
+	if (log_allowed(&d->refusals))
+		log_warn("a peer was refused: %s%s", why, d->refusals.more);
+}
+
+/* 0, or 1 when he has been turned away, and a is gone. */
+static int check_peer(struct door *d, struct arrival *a, uint64_t deadline)
+{
+	struct pollfd p = {.fd = a->fd, .events = POLLIN};
+	struct errmsg why = {0};
+	int ret = wait_for_peer(d, a->fd, deadline);
+
+	if (ret == 0 && is_plain(a->fd)) {
+		ret = read_prelude(d, a, deadline);
+		if (ret)
+			return ret;
+		note_refusal(d, "it does not speak TLS, but godwit's plain protocol");
+		turn_away(a, 1, ONLY_TLS);
+		return 1;
+	}
+	if (ret == 0)
+		ret = tls_shake(&a->tls, d->tls, a->fd, d->quit_fd, deadline, &why);
+	/* Whoever just left is not worth a word. */
+	if (ret != -EACCES && ret != -EPROTO && ret != -EBADMSG)
+		return ret;
+	note_refusal(d, why.text);
+	/* The library has told him. */
+	shutdown(a->fd, SHUT_WR);
+	see_off(&p, 1, MIN(now_ns() + AWAY_LIMIT, deadline));
+	close(a->fd);
+	return 1;
+}
+
 static void meet(struct door *d, int fd)
 {
+	uint64_t deadline = now_ns() + CONN_PRELUDE_LIMIT;
 	struct arrival a = {.fd = fd};
-	int ret = read_prelude(d, fd, &a.prelude);
+	int ret = d->tls ? check_peer(d, &a, deadline) : 0;
 
+	if (ret > 0)
+		return;
+	if (ret == 0)
+		ret = read_prelude(d, &a, deadline);
 	if (ret == 0 && let_in(d, &a))
 		return;
 	if (ret == -ETIMEDOUT)
@@ -163,9 +256,9 @@ static void meet(struct door *d, int fd)
 		log_debug("a peer that connected during a move was turned away: it is of another "
 			  "migration");
 	if (ret == 0)
-		turn_away(&a, 1);
+		turn_away(&a, 1, BUSY);
 	else
-		close(fd);
+		let_go(&a);
 }
 
 static void *run_door(void *arg)
@@ -201,12 +294,13 @@ static void free_door(struct door *d)
 	*d = (struct door){0};
 }
 
-int door_open(struct door *d, int listen_fd, struct errmsg *err)
+int door_open(struct door *d, int listen_fd, struct tls *tls, struct errmsg *err)
 {
 	int ret;
 
 	*d = (struct door){
 		.listen_fd = listen_fd,
+		.tls = tls,
 		.quit_fd = eventfd(0, EFD_CLOEXEC),
 		.arrived_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
 	};
@@ -231,7 +325,7 @@ void door_close(struct door *d)
 	(void)!write(d->quit_fd, &one, sizeof(one));
 	pthread_join(d->thread, NULL);
 	for (unsigned i = 0; i < d->n; i++)
-		close(d->queue[i].fd);
+		let_go(&d->queue[i]);
 	free_door(d);
 }
 
@@ -250,7 +344,7 @@ void door_admit(struct door *d, bool busy, uint64_t session)
 			take(d, i, &away[n++]);
 	}
 	pthread_mutex_unlock(&d->lock);
-	turn_away(away, n);
+	turn_away(away, n, BUSY);
 }
 
 bool door_waiting(struct door *d)

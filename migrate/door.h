@@ -6,6 +6,9 @@
  * Nobody is let in but peers of the one session, once there is one; a source that breaks off and
  * comes back is let in while its old connection still looks alive here. Who belongs to another
  * move is told so, and who says nothing is let go.
+ *
+ * Where sources have to show who they are (tls.h), they do so here, one at a time, within the time
+ * that there is for the prelude: nobody else at the receiver hears of one who cannot.
  */
 #ifndef GODWIT_MIGRATE_DOOR_H
 #define GODWIT_MIGRATE_DOOR_H
@@ -15,18 +18,22 @@
 #include <stdint.h>
 
 #include "../vmm/log.h"
+#include "tls.h"
 #include "wire.h"
 
 #define DOOR_QUEUE 64U
 
 struct arrival {
 	int fd;
+	struct tls_link *tls;	     /* NULL: plain; else fd is its socket */
 	struct wire_prelude prelude; /* as it came, not checked */
 };
 
 struct door {
 	int listen_fd, quit_fd;
-	int arrived_fd; /* readable after an arrival */
+	struct tls *tls;	   /* NULL: sources are plain */
+	struct log_limit refusals; /* the thread's */
+	int arrived_fd;		   /* readable after an arrival */
 	pthread_t thread;
 	bool up;
 	pthread_mutex_t lock;		  /* guards: */
@@ -36,8 +43,11 @@ struct door {
 	uint64_t session;
 };
 
-/* Starts to let peers in from listen_fd, which stays the caller's. -errno with the cause in err. */
-int door_open(struct door *d, int listen_fd, struct errmsg *err);
+/*
+ * Starts to let peers in from listen_fd, which stays the caller's, as does tls (NULL: they are
+ * plain). -errno with the cause in err.
+ */
+int door_open(struct door *d, int listen_fd, struct tls *tls, struct errmsg *err);
 
 /* Ends the thread, closes what is in the queue. Fine on a zeroed one. */
 void door_close(struct door *d);
@@ -49,8 +59,9 @@ void door_admit(struct door *d, bool busy, uint64_t session);
 bool door_waiting(struct door *d);
 
 /*
- * Waits for one who was let in; a->fd is the caller's then. -ETIMEDOUT after deadline_ns (now_ns();
- * UINT64_MAX: never), -ECANCELED when cancel_fd is readable, with the cause in err.
+ * Waits for one who was let in; a->fd, or a->tls, is the caller's then (conn_init_over()).
+ * -ETIMEDOUT after deadline_ns (now_ns(); UINT64_MAX: never), -ECANCELED when cancel_fd is
+ * readable, with the cause in err.
  */
 int door_wait(struct door *d, uint64_t deadline_ns, int cancel_fd, struct arrival *a,
 	      struct errmsg *err);

@@ -55,7 +55,7 @@ static void *run_lane(void *arg)
 	} while (ret == 0);
 	pthread_mutex_lock(&l->lock);
 	w->ret = ret;
-	w->cpu_ns = thread_cpu_ns();
+	w->cpu_ns = thread_cpu_ns() + conn_cpu_ns(&w->conn);
 	if (!l->quit)
 		shutdown(l->main_fd, SHUT_RD);
 	pthread_cond_broadcast(&l->changed);
@@ -69,7 +69,7 @@ static int take_one(struct conn *c, const struct arrival *a, int cancel_fd, uint
 {
 	struct errmsg why = {0};
 	uint64_t theirs = 0;
-	int ret = conn_init(c, a->fd, cancel_fd, "source", err);
+	int ret = conn_init_over(c, a->fd, a->tls, cancel_fd, "source", err);
 
 	if (ret)
 		return ret;

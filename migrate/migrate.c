@@ -6,6 +6,7 @@
 #include <strings.h>
 
 #include "../vmm/util.h"
+#include "uri.h"
 
 const char *migrate_phase_name(enum migrate_phase p)
 {
@@ -104,4 +105,33 @@ int migrate_parse_compress(const char *text, enum migrate_compress *mode, int *l
 		return -EINVAL;
 	*level = (int)v;
 	return 0;
+}
+
+int migrate_check_tls(const char *uri, const struct migrate_tls *tls, struct errmsg *err)
+{
+	bool all = tls->cert[0] && tls->key[0] && tls->ca[0];
+	bool any = tls->cert[0] || tls->key[0] || tls->ca[0] || tls->name[0];
+
+	if (!uri_is_tls(uri)) {
+		if (any || tls->psk[0])
+			return errmsg_set(err, -EINVAL,
+					  "certificates and keys (--tls-...) are for a tls: URI, "
+					  "and %s is none",
+					  uri);
+		return 0;
+	}
+	if (tls->psk[0] && any)
+		return errmsg_set(err, -EINVAL,
+				  "--tls-psk stands alone: a pre-shared key takes the place of "
+				  "certificates");
+	if (!tls->psk[0] && !all)
+		return errmsg_set(err, -EINVAL,
+				  "a tls: URI needs --tls-cert, --tls-key and --tls-ca, or "
+				  "--tls-psk");
+	return 0;
+}
+
+bool migrate_is_exposed(const char *uri, bool listens)
+{
+	return uri_is_exposed(uri, listens);
 }

@@ -163,10 +163,27 @@ struct migrate_stats {
 	uint64_t pause_ns, state_ns, last_pages_ns, proof_ns, commit_ns;
 };
 
+/* Credentials of a tls: URI: files in PEM form, or one with a pre-shared key; "" for none. */
+struct migrate_tls {
+	char cert[VM_PATH_MAX], key[VM_PATH_MAX], ca[VM_PATH_MAX];
+	char psk[VM_PATH_MAX];
+	char name[256]; /* source: of the destination's certificate; "": the URI's host */
+};
+
+/* Do they go together, and with the URI? -EINVAL with what is wrong in err. Opens nothing. */
+int migrate_check_tls(const char *uri, const struct migrate_tls *tls, struct errmsg *err);
+
+/*
+ * Would others on a network see, and be able to change, what goes there: is it a tcp: URI of
+ * anything but loopback? listens: it is a receiver's.
+ */
+bool migrate_is_exposed(const char *uri, bool listens);
+
 struct migrate_options {
-	char uri[MIGRATE_URI_MAX]; /* tcp:HOST:PORT, unix:PATH */
-	uint64_t downtime_ns;	   /* the pause is entered when what is left fits this */
-	uint64_t timeout_ns;	   /* of everything before the pause; 0: see policy.h */
+	char uri[MIGRATE_URI_MAX]; /* tcp:HOST:PORT, tls:HOST:PORT, unix:PATH */
+	struct migrate_tls tls;
+	uint64_t downtime_ns; /* the pause is entered when what is left fits this */
+	uint64_t timeout_ns;  /* of everything before the pause; 0: see policy.h */
 	enum on_timeout on_timeout;
 	enum migrate_verify verify;
 	unsigned connections; /* 1 to MIGRATE_CONNECTIONS_MAX; 0: as the host has CPUs for */
@@ -184,7 +201,7 @@ struct migration;
 /*
  * Starts moving vm away; returns at once. done(arg) runs on the loop's thread when it has ended;
  * then stats are final. The VM must outlive the migration. -EBUSY when one runs already, -EINVAL
- * for a bad URI, -errno.
+ * for a bad URI or credentials, -errno.
  *
  * When it completed, the machine has ended with VM_END_MOVED. When it failed or was cancelled it
  * runs as before. When uncertain, it is paused with VM_PAUSE_LOST.
@@ -212,6 +229,7 @@ void migrate_free(struct migration *m);
 
 struct receive_options {
 	char uri[MIGRATE_URI_MAX];
+	struct migrate_tls tls;
 	uint64_t want_ram;   /* 0, or refuse a guest of another size */
 	uint32_t want_vcpus; /* 0, or refuse another number */
 	char cpu_mask[256];  /* features that this host shall be taken not to have; see cpuid_host()

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "uri.h"
+#include "dial.h"
 
 static int send_part(struct sender *w, uint32_t round, struct errmsg *err)
 {
@@ -40,25 +40,21 @@ static void *run_sender(void *arg)
 		pthread_mutex_lock(&s->lock);
 		w->ret = ret;
 		w->err = err;
-		w->cpu_ns = thread_cpu_ns();
+		w->cpu_ns = thread_cpu_ns() + conn_cpu_ns(&w->conn);
 		s->busy--;
 		pthread_cond_broadcast(&s->changed);
 	}
-	w->cpu_ns = thread_cpu_ns();
+	w->cpu_ns = thread_cpu_ns() + conn_cpu_ns(&w->conn);
 	pthread_mutex_unlock(&s->lock);
 	return NULL;
 }
 
-static int open_sender(struct sender *w, const char *uri, int cancel_fd, uint64_t session,
-		       struct errmsg *err)
+static int open_sender(struct sender *w, const char *uri, struct tls *tls, int cancel_fd,
+		       uint64_t session, struct errmsg *err)
 {
 	uint64_t answer = 0;
-	int fd = uri_connect(uri, cancel_fd, CONN_OPEN_LIMIT, err);
-	int ret;
+	int ret = dial(&w->conn, uri, tls, CONN_OPEN_LIMIT, cancel_fd, err);
 
-	if (fd < 0)
-		return fd;
-	ret = conn_init(&w->conn, fd, cancel_fd, "destination", err);
 	if (ret)
 		return ret;
 	w->conn.main = w->path.conn;
@@ -86,8 +82,8 @@ static int open_sender(struct sender *w, const char *uri, int cancel_fd, uint64_
 	return 0;
 }
 
-int senders_open(struct senders *s, unsigned n, const char *uri, int cancel_fd, uint64_t session,
-		 const struct page_path *like, struct errmsg *err)
+int senders_open(struct senders *s, unsigned n, const char *uri, struct tls *tls, int cancel_fd,
+		 uint64_t session, const struct page_path *like, struct errmsg *err)
 {
 	int ret = 0;
 
@@ -102,7 +98,7 @@ int senders_open(struct senders *s, unsigned n, const char *uri, int cancel_fd, 
 		w->all = s;
 		w->path = *like;
 		w->conn.fd = -1;
-		ret = open_sender(w, uri, cancel_fd, session, err);
+		ret = open_sender(w, uri, tls, cancel_fd, session, err);
 	}
 	return ret;
 }

@@ -39,12 +39,12 @@ struct senders {
 };
 
 /*
- * Opens n connections to uri, which join `session`, and starts their workers; like: the
- * coordinator's page path, for all but the connection, which has the same limits. -errno with the
- * cause in err; senders_close() is due in any case.
+ * Opens n connections to uri (with tls, as of dial()), which join `session`, and starts their
+ * workers; like: the coordinator's page path, for all but the connection, which has the same
+ * limits. -errno with the cause in err; senders_close() is due in any case.
  */
-int senders_open(struct senders *s, unsigned n, const char *uri, int cancel_fd, uint64_t session,
-		 const struct page_path *like, struct errmsg *err);
+int senders_open(struct senders *s, unsigned n, const char *uri, struct tls *tls, int cancel_fd,
+		 uint64_t session, const struct page_path *like, struct errmsg *err);
 
 /* Lets the workers send what path.work has; at once. */
 void senders_begin_round(struct senders *s, uint32_t round);

@@ -57,6 +57,11 @@ uint64_t source_sum_up(const struct migration *m, struct page_counts *pages)
 	return bytes;
 }
 
+uint64_t source_cpu_ns(struct migration *m)
+{
+	return thread_cpu_ns() + senders_cpu_ns(&m->senders) + conn_cpu_ns(&m->conn);
+}
+
 unsigned source_each(const struct migration *m, uint64_t bytes[MIGRATE_CONNECTIONS_MAX],
 		     uint64_t uncopied[MIGRATE_CONNECTIONS_MAX])
 {
@@ -217,7 +222,7 @@ static void *run_source(void *arg)
 
 	pthread_mutex_lock(&m->lock);
 	m->stats.total_ns = now_ns() - m->start_ns;
-	m->stats.cpu_ns = m->past_cpu_ns + cpu + thread_cpu_ns();
+	m->stats.cpu_ns = m->past_cpu_ns + cpu + conn_cpu_ns(&m->conn) + thread_cpu_ns();
 	if (m->pause_start)
 		m->stats.downtime_ns = m->stats.pause_ns + m->stats.last_pages_ns +
 				       m->stats.state_ns + m->stats.proof_ns + m->stats.commit_ns;
@@ -260,8 +265,11 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 		  void (*done)(void *arg), void *arg, struct errmsg *err)
 {
 	struct migration *m;
+	struct tls *tls = NULL;
 	int ret = uri_check(opt->uri, err);
 
+	if (ret == 0)
+		ret = migrate_check_tls(opt->uri, &opt->tls, err);
 	if (ret)
 		return ret;
 	if (vm_get_end(vm) != VM_END_NONE)
@@ -275,10 +283,17 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 			err, -ENOTSUP,
 			"this host's KVM lacks %s: it cannot migrate guests (see `godwit doctor`)",
 			vm->caps.no_migrate);
+	if (uri_is_tls(opt->uri))
+		ret = tls_load(&tls, &opt->tls, opt->uri, false, err);
+	if (ret)
+		return ret;
 	m = calloc(1, sizeof(*m));
-	if (!m)
+	if (!m) {
+		tls_free(tls);
 		return errmsg_set(err, -ENOMEM, "no memory for a migration");
+	}
 	m->vm = vm;
+	m->tls = tls;
 	m->opt = *opt;
 	m->loop = vm->loop;
 	m->done = done;
@@ -312,6 +327,7 @@ int migrate_start(struct migration **out, struct vm *vm, const struct migrate_op
 			close(m->cancel_fd);
 		pthread_mutex_destroy(&m->lock);
 		rate_destroy(&m->rate);
+		tls_free(m->tls);
 		free(m);
 		return ret;
 	}
@@ -372,5 +388,6 @@ void migrate_free(struct migration *m)
 	close(m->cancel_fd);
 	pthread_mutex_destroy(&m->lock);
 	rate_destroy(&m->rate);
+	tls_free(m->tls);
 	free(m);
 }

@@ -13,10 +13,10 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "dial.h"
 #include "handshake.h"
 #include "held.h"
 #include "source_parts.h"
-#include "uri.h"
 
 /* Between two tries to connect again. */
 #define FIRST_WAIT (100 * NS_PER_MS)
@@ -31,12 +31,8 @@
 
 static int connect_to(struct migration *m)
 {
-	int fd, ret;
+	int ret = dial(&m->conn, m->opt.uri, m->tls, m->opt.peer_timeout_ns, m->cancel_fd, &m->err);
 
-	fd = uri_connect(m->opt.uri, m->cancel_fd, CONN_OPEN_LIMIT, &m->err);
-	if (fd < 0)
-		return fd;
-	ret = conn_init(&m->conn, fd, m->cancel_fd, "destination", &m->err);
 	if (ret)
 		return ret;
 	m->conn.rate = &m->rate;
@@ -195,6 +191,7 @@ static void drop_connection(struct migration *m, bool *quiesced)
 	page_path_free(&m->path);
 	m->path = (struct page_path){0};
 	senders_close(&m->senders, &m->past_cpu_ns);
+	m->past_cpu_ns += conn_cpu_ns(&m->conn);
 	close_connection(m);
 	m->work = (struct page_work){0};
 	memset(m->round_start_each, 0, sizeof(m->round_start_each));

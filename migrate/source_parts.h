@@ -32,6 +32,7 @@ struct source_vcpu {
 struct migration {
 	struct vm *vm;
 	struct migrate_options opt;
+	struct tls *tls; /* of a tls: URI; else NULL */
 	struct loop *loop;
 	struct loop_task done_task;
 	void (*done)(void *arg);
@@ -88,6 +89,10 @@ struct migration {
 };
 
 /* ---- source.c ---- */
+
+/* CPU time that the threads which send have used, the calling one among them. Between rounds only.
+ */
+uint64_t source_cpu_ns(struct migration *m);
 
 void source_set_phase(struct migration *m, enum migrate_phase phase);
 

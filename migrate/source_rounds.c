@@ -80,7 +80,7 @@ int source_send_round(struct migration *m, uint64_t pages, uint32_t *round)
 	m->round_start_ns = now_ns();
 	m->round_start_sent = source_sum_up(m, &m->round_start_counts);
 	source_each(m, m->round_start_each, unused);
-	m->round_start_cpu = thread_cpu_ns() + senders_cpu_ns(&m->senders);
+	m->round_start_cpu = source_cpu_ns(m);
 	m->round_pages = pages;
 	pthread_mutex_lock(&m->lock);
 	*round = ++m->stats.round;
@@ -171,7 +171,7 @@ static void learn(struct migration *m)
 	struct page_counts counts;
 	struct round_cost cost = {
 		.ns = now_ns() - m->round_start_ns,
-		.work_ns = thread_cpu_ns() + senders_cpu_ns(&m->senders) - m->round_start_cpu,
+		.work_ns = source_cpu_ns(m) - m->round_start_cpu,
 		.workers = m->opt.connections,
 		.bytes = source_sum_up(m, &counts) - m->round_start_sent,
 		.scanned = counts.scanned - before->scanned,
@@ -287,7 +287,7 @@ int source_precopy(struct migration *m)
 	};
 	pack_init(&m->path.pack, m->opt.compress, m->opt.compress_level);
 	asks_init(&m->path.asks);
-	ret = senders_open(&m->senders, m->opt.connections - 1, m->opt.uri, m->cancel_fd,
+	ret = senders_open(&m->senders, m->opt.connections - 1, m->opt.uri, m->tls, m->cancel_fd,
 			   m->session, &m->path, &m->err);
 	if (ret == 0)
 		ret = measure_clocks(m);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "uri.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -23,14 +24,15 @@ struct target {
 	struct sockaddr_un un;
 };
 
-static int parse_tcp(const char *rest, const char *uri, struct target *t, struct errmsg *err)
+/* All of these begin with four characters. */
+static int parse_tcp(const char *uri, struct target *t, struct errmsg *err)
 {
-	const char *colon = strrchr(rest, ':');
+	const char *rest = uri + 4, *colon = strrchr(rest, ':');
 	size_t len;
 	uint64_t port;
 
 	if (!colon)
-		return errmsg_set(err, -EINVAL, "%s: no port; want tcp:HOST:PORT", uri);
+		return errmsg_set(err, -EINVAL, "%s: no port; want %.4sHOST:PORT", uri, uri);
 	if (parse_u64(colon + 1, 0, 65535, &port))
 		return errmsg_set(err, -EINVAL, "%s: \"%s\" is not a port", uri, colon + 1);
 	len = (size_t)(colon - rest);
@@ -39,7 +41,8 @@ static int parse_tcp(const char *rest, const char *uri, struct target *t, struct
 		len -= 2;
 	} else if (memchr(rest, ':', len)) {
 		return errmsg_set(err, -EINVAL,
-				  "%s: write an IPv6 address in brackets, tcp:[ADDRESS]:PORT", uri);
+				  "%s: write an IPv6 address in brackets, %.4s[ADDRESS]:PORT", uri,
+				  uri);
 	}
 	if (len >= sizeof(t->host))
 		return errmsg_set(err, -EINVAL, "%s: the host's name is too long", uri);
@@ -49,11 +52,16 @@ static int parse_tcp(const char *rest, const char *uri, struct target *t, struct
 	return 0;
 }
 
+bool uri_is_tls(const char *uri)
+{
+	return strncmp(uri, "tls:", 4) == 0;
+}
+
 static int parse(const char *uri, struct target *t, struct errmsg *err)
 {
 	*t = (struct target){0};
-	if (strncmp(uri, "tcp:", 4) == 0)
-		return parse_tcp(uri + 4, uri, t, err);
+	if (strncmp(uri, "tcp:", 4) == 0 || uri_is_tls(uri))
+		return parse_tcp(uri, t, err);
 	if (strncmp(uri, "unix:", 5) == 0) {
 		const char *path = uri + 5;
 
@@ -65,7 +73,7 @@ static int parse(const char *uri, struct target *t, struct errmsg *err)
 		memcpy(t->un.sun_path, path, strlen(path) + 1);
 		return 0;
 	}
-	return errmsg_set(err, -EINVAL, "%s: want tcp:HOST:PORT or unix:PATH", uri);
+	return errmsg_set(err, -EINVAL, "%s: want tcp:HOST:PORT, tls:HOST:PORT or unix:PATH", uri);
 }
 
 int uri_check(const char *uri, struct errmsg *err)
@@ -73,6 +81,40 @@ int uri_check(const char *uri, struct errmsg *err)
 	struct target t;
 
 	return parse(uri, &t, err);
+}
+
+int uri_host(const char *uri, char *out, size_t len, struct errmsg *err)
+{
+	struct target t;
+	int ret = parse(uri, &t, err);
+
+	if (ret == 0)
+		snprintf(out, len, "%s", t.host);
+	return ret;
+}
+
+static bool is_loopback(const char *host)
+{
+	struct in6_addr in6;
+	struct in_addr in;
+
+	if (strcmp(host, "localhost") == 0)
+		return true;
+	if (inet_pton(AF_INET, host, &in) == 1)
+		return ntohl(in.s_addr) >> 24 == 127;
+	if (inet_pton(AF_INET6, host, &in6) != 1)
+		return false;
+	return IN6_IS_ADDR_LOOPBACK(&in6) || (IN6_IS_ADDR_V4MAPPED(&in6) && in6.s6_addr[12] == 127);
+}
+
+bool uri_is_exposed(const char *uri, bool listens)
+{
+	struct errmsg ignored = {0};
+	struct target t;
+
+	if (uri_is_tls(uri) || parse(uri, &t, &ignored) || t.is_unix)
+		return false;
+	return t.host[0] ? !is_loopback(t.host) : listens;
 }
 
 static int resolve(const struct target *t, int flags, struct addrinfo **list, const char *uri,
@@ -291,7 +333,7 @@ int uri_listen(const char *uri, char *out, size_t len, struct errmsg *err)
 		close(fd);
 		return ret;
 	}
-	snprintf(out, len, strchr(t.host, ':') ? "tcp:[%s]:%s" : "tcp:%s:%s", t.host, port);
+	snprintf(out, len, strchr(t.host, ':') ? "%.4s[%s]:%s" : "%.4s%s:%s", uri, t.host, port);
 	return fd;
 }
 

@@ -24,6 +24,9 @@ enum cmd_exit {
  */
 bool cmd_parse(int argc, char **argv, struct config *cfg, int *status);
 
+/* Says, unless it is told not to, that a guest goes over a network where others may read it. */
+void cmd_warn_exposed(const struct config *cfg, const char *uri, bool listens);
+
 int cmd_run(int argc, char **argv);
 int cmd_receive(int argc, char **argv);
 int cmd_migrate(int argc, char **argv);

@@ -254,6 +254,37 @@ static int absolute_uri(const char *uri, char out[MIGRATE_URI_MAX], struct errms
 	return 0;
 }
 
+/* The files that the guest's process is to read: by paths that are good for it, too. */
+static int absolute_files(struct config *cfg, struct errmsg *err)
+{
+	const struct {
+		const char *option;
+		char *path;
+	} files[] = {
+		{"leave", cfg->leave},	 {"tls-cert", cfg->tls.cert}, {"tls-key", cfg->tls.key},
+		{"tls-ca", cfg->tls.ca}, {"tls-psk", cfg->tls.psk},
+	};
+	char path[VM_PATH_MAX];
+	struct errmsg why = {""};
+	int ret;
+
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		if (!files[i].path[0])
+			continue;
+		ret = absolute_path(files[i].path, "", path, sizeof(path), &why);
+		if (ret)
+			return errmsg_set(err, ret, "--%s: %.400s", files[i].option, why.text);
+		memcpy(files[i].path, path, sizeof(path));
+	}
+	return 0;
+}
+
+static void add_text(json_t *r, const char *member, const char *text)
+{
+	if (text[0])
+		json_object_set_new(r, member, report_text(text));
+}
+
 static json_t *make_request(const struct config *cfg, const char *uri)
 {
 	json_t *r = json_pack("{s:s,s:o,s:o,s:s}", "cmd", "migrate", "uri", report_text(uri),
@@ -270,12 +301,16 @@ static json_t *make_request(const struct config *cfg, const char *uri)
 	if (cfg->compress[0])
 		json_object_set_new(r, "compress", json_string(cfg->compress));
 	json_object_set_new(r, "reconnect_ms", report_ms(cfg->reconnect_ns));
-	if (cfg->leave[0])
-		json_object_set_new(r, "leave", report_text(cfg->leave));
+	add_text(r, "leave", cfg->leave);
 	if (cfg->bandwidth != CONFIG_KEEP)
 		json_object_set_new(r, "bandwidth", json_integer((json_int_t)cfg->bandwidth));
 	if (cfg->peer_timeout_ns)
 		json_object_set_new(r, "peer_timeout_ms", report_ms(cfg->peer_timeout_ns));
+	add_text(r, "tls_cert", cfg->tls.cert);
+	add_text(r, "tls_key", cfg->tls.key);
+	add_text(r, "tls_ca", cfg->tls.ca);
+	add_text(r, "tls_psk", cfg->tls.psk);
+	add_text(r, "tls_name", cfg->tls.name);
 	return r;
 }
 
@@ -311,15 +346,11 @@ int cmd_migrate(int argc, char **argv)
 		log_error("migrate: %s (see 'godwit migrate --help')", err.text);
 		return EXIT_USAGE;
 	}
-	if (cfg.leave[0]) {
-		char leave[VM_PATH_MAX];
-
-		if (absolute_path(cfg.leave, "", leave, sizeof(leave), &err)) {
-			log_error("migrate: --leave: %s", err.text);
-			return EXIT_USAGE;
-		}
-		memcpy(cfg.leave, leave, sizeof(cfg.leave));
+	if (migrate_check_tls(uri, &cfg.tls, &err) || absolute_files(&cfg, &err)) {
+		log_error("migrate: %s", err.text);
+		return EXIT_USAGE;
 	}
+	cmd_warn_exposed(&cfg, uri, false);
 	v = (struct view){
 		.name = cfg.args[0],
 		.tty = isatty(STDERR_FILENO) && !cfg.quiet,

@@ -26,6 +26,7 @@ static int start(const struct config *cfg, struct instance *in, struct errmsg *e
 	snprintf(opt.uri, sizeof(opt.uri), "%s", cfg->args[0]);
 	_Static_assert(sizeof(opt.cpu_mask) == sizeof(cfg->cpu_mask), "the same text");
 	memcpy(opt.cpu_mask, cfg->cpu_mask, sizeof(opt.cpu_mask));
+	opt.tls = cfg->tls;
 	_Static_assert(sizeof(opt.base) == sizeof(cfg->base), "the same text");
 	memcpy(opt.base, cfg->base, sizeof(opt.base));
 
@@ -61,6 +62,11 @@ int cmd_receive(int argc, char **argv)
 		log_error("receive: %s (see 'godwit receive --help')", err.text);
 		return EXIT_USAGE;
 	}
+	if (migrate_check_tls(cfg.args[0], &cfg.tls, &err)) {
+		log_error("receive: %s", err.text);
+		return EXIT_USAGE;
+	}
+	cmd_warn_exposed(&cfg, cfg.args[0], true);
 	in = calloc(1, sizeof(*in));
 	if (!in) {
 		log_error("out of memory");

@@ -74,6 +74,16 @@ static const struct option_spec receive_options[] = {
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "leave the guest paused once it is here"},
 	{0, "peer-timeout", "TIME", OPTION_PEER_TIMEOUT, AT(peer_timeout_ns),
 	 "give up when nothing has come from the source for this long (default: 30s)"},
+	{0, "tls-cert", "FILE", OPTION_TEXT, AT(tls.cert),
+	 "for a tls: URI: certificate of this side, and of CAs between it and --tls-ca"},
+	{0, "tls-key", "FILE", OPTION_TEXT, AT(tls.key),
+	 "its private key, which only its owner may read"},
+	{0, "tls-ca", "FILE", OPTION_TEXT, AT(tls.ca),
+	 "certificate of the CA that the other side's must be of"},
+	{0, "tls-psk", "FILE", OPTION_TEXT, AT(tls.psk),
+	 "instead of these: a key of hexadecimal digits that both sides have"},
+	{0, "insecure", NULL, OPTION_FLAG, AT(insecure),
+	 "do not warn that a tcp: URI leaves the guest's memory unprotected"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report of the move on stdout"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "say more on stderr"},
 	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "say only errors on stderr"},
@@ -101,6 +111,18 @@ static const struct option_spec migrate_options[] = {
 	 "when the connection breaks, try for so long to go on over another (default: 10m)"},
 	{0, "leave", "PATH", OPTION_TEXT, AT(leave),
 	 "leave an image of the guest's memory here, for its way back: see receive --base"},
+	{0, "tls-cert", "FILE", OPTION_TEXT, AT(tls.cert),
+	 "for a tls: URI: certificate of this side, and of CAs between it and --tls-ca"},
+	{0, "tls-key", "FILE", OPTION_TEXT, AT(tls.key),
+	 "its private key, which only its owner may read"},
+	{0, "tls-ca", "FILE", OPTION_TEXT, AT(tls.ca),
+	 "certificate of the CA that the other side's must be of"},
+	{0, "tls-psk", "FILE", OPTION_TEXT, AT(tls.psk),
+	 "instead of these: a key of hexadecimal digits that both sides have"},
+	{0, "tls-name", "NAME", OPTION_TEXT, AT(tls.name),
+	 "name that the destination's certificate must have (default: the URI's host)"},
+	{0, "insecure", NULL, OPTION_FLAG, AT(insecure),
+	 "do not warn that a tcp: URI leaves the guest's memory unprotected"},
 	{0, "json", NULL, OPTION_FLAG, AT(json), "print the report as one line of JSON"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "a line per round on stderr"},
 	{'q', "quiet", NULL, OPTION_FLAG, AT(quiet), "no progress, only errors on stderr"},
@@ -197,11 +219,11 @@ int config_check_uri(const char *uri, struct errmsg *err)
 {
 	if (strlen(uri) >= MIGRATE_URI_MAX)
 		return errmsg_set(err, -EINVAL, "URI is longer than %d bytes", MIGRATE_URI_MAX - 1);
-	if (strncmp(uri, "tcp:", 4) == 0) {
+	if (strncmp(uri, "tcp:", 4) == 0 || strncmp(uri, "tls:", 4) == 0) {
 		const char *port = strrchr(uri + 4, ':');
 
 		if (!port || port[1] == '\0')
-			return errmsg_set(err, -EINVAL, "URI '%s' is not tcp:HOST:PORT", uri);
+			return errmsg_set(err, -EINVAL, "URI '%s' is not %.4sHOST:PORT", uri, uri);
 		return 0;
 	}
 	if (strncmp(uri, "unix:", 5) == 0) {
@@ -209,7 +231,8 @@ int config_check_uri(const char *uri, struct errmsg *err)
 			return errmsg_set(err, -EINVAL, "URI '%s' is not unix:PATH", uri);
 		return 0;
 	}
-	return errmsg_set(err, -EINVAL, "URI '%s' is neither tcp:HOST:PORT nor unix:PATH", uri);
+	return errmsg_set(err, -EINVAL,
+			  "URI '%s' is none of tcp:HOST:PORT, tls:HOST:PORT and unix:PATH", uri);
 }
 
 /* "host,-avx2,-sse4.2" to "-avx2,-sse4.2"; the names themselves are checked by cpuid_host(). */

@@ -52,6 +52,8 @@ struct config {
 	uint64_t keep_ns;
 	char leave[VM_PATH_MAX];
 	char base[VM_PATH_MAX];
+	struct migrate_tls tls;
+	bool insecure;
 	bool force;
 	bool run, discard; /* of resolve */
 
@@ -125,7 +127,8 @@ void config_list_options(FILE *f);
 /* 1 to 63 of [A-Za-z0-9._-], not starting with '.' or '-'. */
 bool config_name_ok(const char *name);
 
-/* tcp:HOST:PORT or unix:PATH, as far as that can be told without looking at the host. */
+/* tcp:HOST:PORT, tls:HOST:PORT or unix:PATH, as far as that can be told without looking at the
+ * host. */
 int config_check_uri(const char *uri, struct errmsg *err);
 
 #endif

@@ -210,6 +210,18 @@ static bool take_bandwidth(struct ctl_client *client, json_int_t bytes, uint64_t
 	return false;
 }
 
+/* An absolute path of a request, or "" for none. Says so if that is not what it is. */
+static bool take_path(struct ctl_client *client, const char *member, const char *path,
+		      char out[VM_PATH_MAX])
+{
+	if (path[0] && (path[0] != '/' || strlen(path) >= VM_PATH_MAX)) {
+		ctl_error(client, NULL, "%s is not an absolute path", member);
+		return false;
+	}
+	memcpy(out, path, strlen(path) + 1);
+	return true;
+}
+
 /* Is there a machine that has not ended and is not on its way in? Says so if not. */
 static bool have_guest(struct instance *in, struct ctl_client *client)
 {
@@ -424,14 +436,17 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 	double downtime_ms = 0, timeout_ms = 0, peer_timeout_ms = 0, reconnect_ms = -1;
 	const char *cmd, *uri, *verify = "stream", *compress = "auto", *leave = "";
 	const char *on_timeout = "cancel";
+	const char *cert = "", *key = "", *ca = "", *psk = "", *tls_name = "";
 	json_int_t connections = 0, bandwidth = 0;
 	struct errmsg err = {""};
 
-	if (!UNPACK(client, request, "{s:s,s:s,s?F,s?F,s?s,s?I,s?s,s?I,s?F,s?F,s?s,s?s!}", "cmd",
+	if (!UNPACK(client, request,
+		    "{s:s,s:s,s?F,s?F,s?s,s?I,s?s,s?I,s?F,s?F,s?s,s?s,s?s,s?s,s?s,s?s,s?s!}", "cmd",
 		    &cmd, "uri", &uri, "downtime_ms", &downtime_ms, "timeout_ms", &timeout_ms,
 		    "verify", &verify, "connections", &connections, "compress", &compress,
 		    "bandwidth", &bandwidth, "peer_timeout_ms", &peer_timeout_ms, "reconnect_ms",
-		    &reconnect_ms, "leave", &leave, "on_timeout", &on_timeout))
+		    &reconnect_ms, "leave", &leave, "on_timeout", &on_timeout, "tls_cert", &cert,
+		    "tls_key", &key, "tls_ca", &ca, "tls_psk", &psk, "tls_name", &tls_name))
 		return;
 	if (config_check_uri(uri, &err)) {
 		ctl_error(client, NULL, "%s", err.text);
@@ -448,11 +463,17 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 		ctl_error(client, NULL, "reconnect_ms is not a time");
 		return;
 	}
-	if (leave[0] && (leave[0] != '/' || strlen(leave) >= sizeof(opt.leave))) {
-		ctl_error(client, NULL, "leave is not an absolute path");
+	if (!take_path(client, "leave", leave, opt.leave) ||
+	    !take_path(client, "tls_cert", cert, opt.tls.cert) ||
+	    !take_path(client, "tls_key", key, opt.tls.key) ||
+	    !take_path(client, "tls_ca", ca, opt.tls.ca) ||
+	    !take_path(client, "tls_psk", psk, opt.tls.psk))
+		return;
+	if (strlen(tls_name) >= sizeof(opt.tls.name)) {
+		ctl_error(client, NULL, "tls_name is too long");
 		return;
 	}
-	memcpy(opt.leave, leave, strlen(leave) + 1);
+	memcpy(opt.tls.name, tls_name, strlen(tls_name) + 1);
 	if (peer_timeout_ms != 0 && (!to_ns(peer_timeout_ms, &opt.peer_timeout_ns) ||
 				     opt.peer_timeout_ns < MIGRATE_PEER_TIMEOUT_MIN)) {
 		ctl_error(client, NULL, "peer_timeout_ms is not a time from one second on");

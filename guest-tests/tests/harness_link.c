@@ -6,7 +6,7 @@
  * Theory of operation: both sides of a connection are read only when the other one's buffer is
  * empty. Reading from the source takes from an allowance that grows with time, by a tenth of a
  * second's worth at most; nor does it go beyond the next cut. The link knows as much of the stream
- * as it takes to see where a frame begins, for a cut at one.
+ * as it takes to see where a frame begins, for a cut at one; of a protected one it knows nothing.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -57,7 +57,7 @@ _Noreturn static void give_up(const char *what)
 	_exit(1);
 }
 
-/* tcp:127.0.0.1:PORT or unix:PATH */
+/* tcp:127.0.0.1:PORT, the same with tls:, or unix:PATH */
 static socklen_t make_address(const char *uri, struct sockaddr_storage *addr)
 {
 	struct sockaddr_un *un = (struct sockaddr_un *)(void *)addr;
@@ -70,7 +70,8 @@ static socklen_t make_address(const char *uri, struct sockaddr_storage *addr)
 		snprintf(un->sun_path, sizeof(un->sun_path), "%s", uri + 5);
 		return sizeof(*un);
 	}
-	if (sscanf(uri, "tcp:127.0.0.1:%u", &port) != 1)
+	if (sscanf(uri, "tcp:127.0.0.1:%u", &port) != 1 &&
+	    sscanf(uri, "tls:127.0.0.1:%u", &port) != 1)
 		fail_test("no link to '%s'", uri);
 	in->sin_family = AF_INET;
 	in->sin_port = htons((uint16_t)port);
@@ -292,11 +293,29 @@ const char *slow_link(const struct dest *d, uint64_t bytes_per_s)
 	return planned_link(d, &(struct link_plan){.rate = bytes_per_s});
 }
 
-const char *planned_link(const struct dest *d, const struct link_plan *plan)
+/* Where connections to to_uri are to go instead: what TLS is spoken on is TCP. */
+static int listen_like(const char *to_uri, const char **uri)
 {
 	static unsigned links;
-	const char *uri = harness_path("unix:%s/link%u", harness_tmp(), links++);
-	int listen_fd = open_socket(uri, true);
+	struct sockaddr_in in;
+	socklen_t len = sizeof(in);
+	int fd;
+
+	if (strncmp(to_uri, "tls:", 4) != 0) {
+		*uri = harness_path("unix:%s/link%u", harness_tmp(), links++);
+		return open_socket(*uri, true);
+	}
+	*uri = "tls:127.0.0.1:0";
+	fd = open_socket(*uri, true);
+	if (fd >= 0 && getsockname(fd, (struct sockaddr *)&in, &len) == 0)
+		*uri = harness_path("tls:127.0.0.1:%u", ntohs(in.sin_port));
+	return fd;
+}
+
+const char *planned_link(const struct dest *d, const struct link_plan *plan)
+{
+	const char *uri;
+	int listen_fd = listen_like(d->uri, &uri);
 	struct sockaddr_storage unused;
 	struct link *l;
 	pid_t parent = getpid(), pid;

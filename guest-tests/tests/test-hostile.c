@@ -914,7 +914,7 @@ START_TEST(control_socket)
 	need_answer(&s.g, "{\"cmd\":\"dance\"}\n", 16, false, "no command");
 	need_answer(&s.g, "{\"cmd\":\"pause\",\"x\":1}\n", 22, false, "request: ");
 	need_answer(&s.g, "{\"cmd\":\"migrate\"}\n", 18, false, "request: ");
-	need_answer(&s.g, "{\"cmd\":\"migrate\",\"uri\":\"x\"}\n", 28, false, "neither tcp:");
+	need_answer(&s.g, "{\"cmd\":\"migrate\",\"uri\":\"x\"}\n", 28, false, "none of tcp:");
 	need_answer(&s.g, big, sizeof(big), false, "a line is longer than 64 KiB");
 	need_answer(&s.g, "{\"cmd\":\"stat", 12, true, "the last line does not end");
 	/* Many, who say nothing; then they go. */

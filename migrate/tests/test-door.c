@@ -34,7 +34,7 @@ static void begin(void)
 	listen_fd = uri_listen(uri, out, sizeof(out), &err);
 	ck_assert_msg(listen_fd >= 0, "%s", err.text);
 	cancel_fd = eventfd(0, EFD_CLOEXEC);
-	ck_assert_int_eq(door_open(&door, listen_fd, &err), 0);
+	ck_assert_int_eq(door_open(&door, listen_fd, NULL, &err), 0);
 }
 
 static void end(void)

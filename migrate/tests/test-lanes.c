@@ -70,7 +70,7 @@ static void begin(void)
 	snprintf(uri, sizeof(uri), "unix:/tmp/godwit-lanes-%d", (int)getpid());
 	listen_fd = uri_listen(uri, out, sizeof(out), &err);
 	ck_assert_msg(listen_fd >= 0, "%s", err.text);
-	ck_assert_int_eq(door_open(&door, listen_fd, &err), 0);
+	ck_assert_int_eq(door_open(&door, listen_fd, NULL, &err), 0);
 	main_conn = (struct conn){.fd = listen_fd, .limit_ns = CONN_LIMIT_DEFAULT};
 	ck_assert_int_eq(ram_init(&ram, RAM_MIN, true, &err), 0);
 	ck_assert_int_eq(hashes_init(&hashes, ram.npages, SEED), 0);

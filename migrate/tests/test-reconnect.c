@@ -39,6 +39,14 @@ START_TEST(damage)
 }
 END_TEST
 
+/* Who is not let in by his certificate will not be the next time. */
+START_TEST(refused)
+{
+	begin();
+	ck_assert(!source_may_reconnect(&m, -EACCES));
+}
+END_TEST
+
 /* A guest is not stopped again and again for a handover that the network does not let through. */
 START_TEST(pauses_in_vain)
 {
@@ -76,7 +84,7 @@ END_TEST
 
 int main(void)
 {
-	const TTest *const tests[] = {network, damage, pauses_in_vain, never};
+	const TTest *const tests[] = {network, damage, refused, pauses_in_vain, never};
 
 	return check_main("reconnect", tests, ARRAY_SIZE(tests));
 }

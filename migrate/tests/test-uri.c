@@ -37,11 +37,10 @@ static void end(void)
 START_TEST(good_ones)
 {
 	static const char *const good[] = {
-		"tcp:host:1",	   "tcp:127.0.0.1:65535",
-		"tcp:127.0.0.1:0", "tcp::4444",
-		"tcp:[::1]:4444",  "tcp:[fe80::1]:0",
-		"unix:/tmp/s",	   "unix:s",
-		"unix:/a:b",	   "unix: ",
+		"tcp:host:1", "tcp:127.0.0.1:65535", "tcp:127.0.0.1:0",
+		"tcp::4444",  "tcp:[::1]:4444",	     "tcp:[fe80::1]:0",
+		"tls:host:1", "tls:[::1]:4444",	     "unix:/tmp/s",
+		"unix:s",     "unix:/a:b",	     "unix: ",
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
@@ -56,7 +55,7 @@ START_TEST(bad_ones)
 	static const struct {
 		const char *uri, *why;
 	} bad[] = {
-		{"", "want tcp:HOST:PORT or unix:PATH"},
+		{"", "want tcp:HOST:PORT, tls:HOST:PORT or unix:PATH"},
 		{"tcp", "want tcp:HOST:PORT"},
 		{"host:1", "want tcp:HOST:PORT"},
 		{"udp:host:1", "want tcp:HOST:PORT"},
@@ -72,6 +71,10 @@ START_TEST(bad_ones)
 		{"tcp:host: 1", "not a port"},
 		{"tcp:::1:4444", "brackets"},
 		{"tcp:a:b:1", "brackets"},
+		{"tls:host", "want tls:HOST:PORT"},
+		{"tls:host:1x", "not a port"},
+		{"tls:::1:4444", "tls:[ADDRESS]:PORT"},
+		{"TLS:host:1", "want tcp:HOST:PORT"},
 		{"unix:", "1 to 107 bytes"},
 	};
 	char text[400];
@@ -129,7 +132,45 @@ START_TEST(pairs)
 	/* A port of 0 is told as the one it became. */
 	try_pair("tcp:127.0.0.1:0", "tcp:127.0.0.1:");
 	ck_assert_str_ne(out, "tcp:127.0.0.1:0");
+	try_pair("tls:127.0.0.1:0", "tls:127.0.0.1:");
 	end();
+}
+END_TEST
+
+/* Which host a certificate is to be for, and what is seen by a network. */
+START_TEST(hosts)
+{
+	static const struct {
+		const char *uri, *host;
+		bool exposed, exposed_listens;
+	} some[] = {
+		{"tcp:127.0.0.1:1", "127.0.0.1", false, false},
+		{"tcp:127.9.9.9:1", "127.9.9.9", false, false},
+		{"tcp:[::1]:1", "::1", false, false},
+		{"tcp:[::ffff:127.0.0.1]:1", "::ffff:127.0.0.1", false, false},
+		{"tcp:localhost:1", "localhost", false, false},
+		{"tcp::1", "", false, true},
+		{"tcp:0.0.0.0:1", "0.0.0.0", true, true},
+		{"tcp:[::]:1", "::", true, true},
+		{"tcp:10.0.0.1:1", "10.0.0.1", true, true},
+		{"tcp:localhost.example.org:1", "localhost.example.org", true, true},
+		{"tls:h.example.org:1", "h.example.org", false, false},
+		{"tls:[2001:db8::7]:1", "2001:db8::7", false, false},
+		{"tls::1", "", false, false},
+		{"unix:/x", "", false, false},
+	};
+	char host[128];
+
+	for (size_t i = 0; i < ARRAY_SIZE(some); i++) {
+		ck_assert_int_eq(uri_host(some[i].uri, host, sizeof(host), &err), 0);
+		ck_assert_str_eq(host, some[i].host);
+		ck_assert_msg(uri_is_exposed(some[i].uri, false) == some[i].exposed, "%s",
+			      some[i].uri);
+		ck_assert_msg(uri_is_exposed(some[i].uri, true) == some[i].exposed_listens, "%s",
+			      some[i].uri);
+		ck_assert_int_eq(uri_is_tls(some[i].uri), strncmp(some[i].uri, "tls:", 4) == 0);
+	}
+	ck_assert_int_eq(uri_host("tls:x", host, sizeof(host), &err), -EINVAL);
 }
 END_TEST
 
@@ -240,7 +281,7 @@ END_TEST
 
 int main(void)
 {
-	const TTest *const tests[] = {good_ones,    bad_ones, pairs,	in_use,
+	const TTest *const tests[] = {good_ones,    bad_ones, pairs,	hosts,	     in_use,
 				      not_a_socket, nobody,   given_up, full_backlog};
 
 	return check_main("uri", tests, ARRAY_SIZE(tests));

@@ -285,9 +285,10 @@ END_TEST
 
 START_TEST(uris)
 {
-	static const char *const good[] = {"tcp:h:1", "tcp:[::1]:0", "tcp::0", "unix:/x", "unix:x"};
+	static const char *const good[] = {"tcp:h:1", "tcp:[::1]:0", "tcp::0",
+					   "tls:h:1", "unix:/x",     "unix:x"};
 	static const char *const bad[] = {
-		"", "tcp:", "tcp:h", "tcp:h:", "unix:", "udp:h:1", "fd:3", "/x"};
+		"", "tcp:", "tcp:h", "tcp:h:", "tls:h:", "unix:", "udp:h:1", "fd:3", "/x"};
 	char uri[MIGRATE_URI_MAX + 8] = "unix:";
 
 	for (size_t i = 0; i < ARRAY_SIZE(good); i++)
