@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #define TICK_PAGES 8192U
+#define PARTS (HASHES_CHUNK / HASHES_PART) /* of a chunk */
 
 static struct page_hash from_xxh(XXH128_hash_t x)
 {
@@ -18,18 +19,20 @@ static struct page_hash from_xxh(XXH128_hash_t x)
 int hashes_init(struct hashes *h, uint64_t npages, uint64_t seed)
 {
 	static const uint8_t zeros[PAGE_SIZE];
-	size_t chunks;
+	size_t chunks, parts;
 
 	*h = (struct hashes){.seed = seed, .npages = npages, .page = hash_page_best()};
 	h->mask = hash_page(h, zeros);
 	chunks = hashes_n_chunks(h);
 	h->digest = calloc(chunks + 1, sizeof(*h->digest));
-	h->fresh = calloc(chunks + 1, sizeof(*h->fresh));
+	parts = chunks * PARTS;
+	h->part = calloc(parts + 1, sizeof(*h->part));
+	h->fresh = calloc(parts + 1, sizeof(*h->fresh));
 	h->table = mmap(NULL, npages * sizeof(*h->table), PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (h->table == MAP_FAILED)
 		h->table = NULL;
-	if (h->table && h->digest && h->fresh)
+	if (h->table && h->digest && h->part && h->fresh)
 		return 0;
 	hashes_free(h);
 	return -ENOMEM;
@@ -40,6 +43,7 @@ void hashes_free(struct hashes *h)
 	if (h->table)
 		munmap(h->table, h->npages * sizeof(*h->table));
 	free(h->digest);
+	free(h->part);
 	free(h->fresh);
 	*h = (struct hashes){0};
 }
@@ -76,21 +80,38 @@ uint64_t hashes_n_chunks(const struct hashes *h)
 	return (h->npages + HASHES_CHUNK - 1) / HASHES_CHUNK;
 }
 
-static struct page_hash chunk_digest(const struct hashes *h, uint64_t chunk)
+static struct page_hash digest_of(const struct hashes *h, const struct page_hash *hash, uint64_t n)
 {
-	uint64_t first = chunk * HASHES_CHUNK;
-	uint64_t n = MIN(h->npages - first, (uint64_t)HASHES_CHUNK);
+	return from_xxh(XXH3_128bits_withSeed(hash, n * sizeof(*hash), h->seed));
+}
 
-	return from_xxh(XXH3_128bits_withSeed(h->table + first, n * sizeof(*h->table), h->seed));
+/* true when one was not of what the table says. */
+static bool refresh_parts(struct hashes *h, uint64_t first, uint64_t n)
+{
+	bool any = false;
+
+	for (uint64_t i = first; i < first + n; i++) {
+		uint64_t page = i * HASHES_PART;
+
+		if (atomic_load_explicit(&h->fresh[i], memory_order_relaxed))
+			continue;
+		atomic_exchange_explicit(&h->fresh[i], 1, memory_order_acquire);
+		any = true;
+		h->part[i] =
+			digest_of(h, h->table + page, MIN(h->npages - page, (uint64_t)HASHES_PART));
+	}
+	return any;
 }
 
 void hashes_refresh(struct hashes *h)
 {
-	uint64_t chunks = hashes_n_chunks(h);
+	uint64_t parts = (h->npages + HASHES_PART - 1) / HASHES_PART;
 
-	for (uint64_t i = 0; i < chunks; i++) {
-		if (atomic_exchange_explicit(&h->fresh[i], 1, memory_order_acquire) == 0)
-			h->digest[i] = chunk_digest(h, i);
+	for (uint64_t first = 0; first < parts; first += PARTS) {
+		uint64_t n = MIN(parts - first, (uint64_t)PARTS);
+
+		if (refresh_parts(h, first, n))
+			h->digest[first / PARTS] = digest_of(h, h->part + first, n);
 	}
 }
 

@@ -9,9 +9,9 @@
  * fresh table is fresh memory, which costs nothing where the guest has no pages. 16 bytes for each
  * page that was ever sent: 0.39 % of RAM at most.
  *
- * The proof of equality is a digest of each chunk of the table. A digest is taken when the chunk
- * has changed and the guest runs, at the end of each round: at the pause only those of the last
- * round's chunks are due.
+ * The proof of equality is a digest of each chunk of the table, which is one of the digests of its
+ * parts. Those of what has changed are taken while the guest runs, at the end of each round: at the
+ * pause only the last round's parts are due, a KiB of the table for each page at most.
  */
 #ifndef GODWIT_MIGRATE_HASHES_H
 #define GODWIT_MIGRATE_HASHES_H
@@ -25,6 +25,7 @@
 #include "hash_page.h"
 
 #define HASHES_CHUNK 512U /* pages covered by one digest: 2 MiB */
+#define HASHES_PART 64U
 
 struct page_hash {
 	uint64_t low;
@@ -39,7 +40,8 @@ struct hashes {
 	struct page_hash mask;	  /* XXH3-128 of a page of zeros */
 	struct page_hash *table;  /* to be read; hashes_set() writes */
 	struct page_hash *digest; /* of each chunk */
-	_Atomic uint8_t *fresh;	  /* of each chunk: its digest is of what the table says now */
+	struct page_hash *part;	  /* digest of each part */
+	_Atomic uint8_t *fresh;	  /* of each part: its digest is of what the table says now */
 };
 
 static inline bool hash_equal(const struct page_hash *a, const struct page_hash *b)
@@ -60,7 +62,7 @@ static inline void hashes_set(struct hashes *h, uint64_t index, struct page_hash
 	__atomic_store_n(&h->table[index].low, hash.low, __ATOMIC_RELAXED);
 	__atomic_store_n(&h->table[index].high, hash.high, __ATOMIC_RELAXED);
 	/* After the entry: who looks at both meanwhile takes the digest again. */
-	atomic_store_explicit(&h->fresh[index / HASHES_CHUNK], 0, memory_order_release);
+	atomic_store_explicit(&h->fresh[index / HASHES_PART], 0, memory_order_release);
 }
 
 /* One entry, which another thread may be about to change: then it is the old one, or nonsense. */

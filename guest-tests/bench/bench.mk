@@ -19,7 +19,7 @@ bench_harness := $(patsubst guest-tests/tests/%.c,$(B)/guest-tests/tests/%.o,\
 .PHONY: bench-tools
 bench-tools: $(bench_progs) bare-payloads
 
-$(bench_progs): %: %.o $(bench_parts) $(bench_harness)
+$(bench_progs): %: %.o $(bench_parts) $(bench_harness) $(B)/libgodwit.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o %.a,$^) $(PKG_LIBS) $(shell pkg-config --libs check)
 
