@@ -51,9 +51,11 @@ struct tls_link {
 	uint64_t linger_until;	 /* of one that has left */
 	uint64_t records;	 /* sent under the present key */
 
-	_Atomic int failed; /* -errno; once it is set: */
-	struct errmsg why;
-	_Atomic bool over; /* the thread ends; then: */
+	struct errmsg why; /* text of: */
+	int cause;	   /* -errno; 0: nothing has failed */
+
+	_Atomic int failed; /* the same once it is told; then `why` stays as it is */
+	_Atomic bool over;  /* the thread ends; then: */
 	_Atomic uint64_t cpu_ns;
 };
 

@@ -28,21 +28,30 @@
 #define RECORD_BYTES (16 * KIB)
 
 /*
- * Nothing goes out any more; what has come in is still delivered, which may say why the peer left.
- * The cause is there before the owner can come upon the end.
+ * Nothing goes out any more; what has come in is still delivered, and what is still there is read:
+ * both may say why the peer left, and that is what counts.
  */
 static void fail(struct tls_link *l, int error, int sys)
 {
-	int ret;
+	struct errmsg why = {0};
+	int ret = tls_explain(l, error, sys, &why);
 
 	l->out.ended = l->out.told = true;
 	l->out.len = 0;
 	l->broken = true;
-	if (l->failed)
-		return;
-	ret = tls_explain(l, error, sys, &l->why);
-	atomic_store_explicit(&l->failed, ret, memory_order_release);
+	if (!l->failed && (!l->cause || (why.text[0] && !l->why.text[0]))) {
+		l->cause = ret;
+		l->why = why;
+	}
 	shutdown(l->near, SHUT_RD);
+}
+
+/* The cause is there before the owner comes upon the end. */
+static void end_owner(struct tls_link *l, int how)
+{
+	if (l->cause && !l->failed)
+		atomic_store_explicit(&l->failed, l->cause, memory_order_release);
+	shutdown(l->near, how);
 }
 
 /* After an operation that gave n: true when it is to be tried again, in the kernel's good time. */
@@ -140,12 +149,10 @@ static bool take_records(struct tls_link *l)
 		sys = errno;
 		if (n > 0)
 			f->len += (size_t)n;
-		else if (SSL_get_error(l->ssl, n) == SSL_ERROR_ZERO_RETURN)
+		else if (SSL_get_error(l->ssl, n) == SSL_ERROR_ZERO_RETURN || !must_wait(l, n, sys))
 			f->ended = true;
-		else if (must_wait(l, n, sys))
-			return false;
 		else
-			f->ended = true;
+			break;
 	}
 	return false;
 }
@@ -178,7 +185,7 @@ static void pump_in(struct tls_link *l)
 	/* Otherwise it is he who is waited for. */
 	l->more = l->more && !f->len;
 	if (f->ended && !f->len && !f->told) {
-		shutdown(l->near, l->failed ? SHUT_RDWR : SHUT_WR);
+		end_owner(l, l->cause ? SHUT_RDWR : SHUT_WR);
 		f->told = true;
 	}
 }
@@ -248,9 +255,9 @@ static void *run_pump(void *arg)
 		pump_in(l);
 	} while (!is_over(l) && wait_for_either(l));
 	/* Of one that did not end in order: the peer learns it now. */
-	if (!l->out.told || l->failed)
+	if (!l->out.told || l->cause)
 		shutdown(l->net, SHUT_RDWR);
-	shutdown(l->near, SHUT_RDWR);
+	end_owner(l, SHUT_RDWR);
 	ERR_clear_error();
 	l->cpu_ns = thread_cpu_ns();
 	l->over = true;

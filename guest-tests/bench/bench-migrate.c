@@ -23,6 +23,9 @@
  *			headers and all: QEMU counts compressed pages as if they were not
  *	wire/content	the same against the bytes of the pages that hold something
  *
+ * What protection costs is measured against godwit without it, on loopback, where nothing else
+ *limits a move: with a pre-shared key, which after the handshake is the same as with certificates.
+ *
  * Both sides are started and the guest has filled its memory before anything is measured. Memory
  * that the destination will need is in use, by this tool, until right before the move: a host that
  * is a virtual machine itself may give free memory back to its own host, and then takes longer to
@@ -296,7 +299,21 @@ static void put_second_round(struct bench_run *r, const struct move *m)
 	bench_put(r, "round", json_num(second, "ms"));
 }
 
-static void run_godwit_with(struct bench_run *r, const char *dirty)
+/* A word for both sides of a protected move. */
+static const char *make_psk(void)
+{
+	const char *path = harness_path("%s/psk", harness_tmp());
+	int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	static const char key[] =
+		"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+	need(fd >= 0 && write(fd, key, strlen(key)) == (ssize_t)strlen(key), "%s: %s", path,
+	     strerror(errno));
+	close(fd);
+	return harness_path("--tls-psk=%s", path);
+}
+
+static void run_godwit_with(struct bench_run *r, const char *dirty, bool tls)
 {
 	const struct setup *s = bench_arg(r);
 	unsigned give_up = s->give_up_s ? s->give_up_s : 60;
@@ -305,6 +322,8 @@ static void run_godwit_with(struct bench_run *r, const char *dirty)
 	double ready_at;
 	struct link_pair link;
 	struct move report;
+	const char *protection = tls ? make_psk() : "--insecure";
+	const char *scheme = tls ? "tls" : "tcp";
 	struct guest g;
 	struct dest d;
 	void *memory;
@@ -314,7 +333,8 @@ static void run_godwit_with(struct bench_run *r, const char *dirty)
 		link_make(&link, s->link);
 		link_enter_dest(&link);
 	}
-	dest_start(&d, "vm-1", s->link ? "tcp:" LINK_DEST ":0" : "tcp:127.0.0.1:0", "--json", NULL);
+	dest_start(&d, "vm-1", harness_path("%s:%s:0", scheme, s->link ? LINK_DEST : "127.0.0.1"),
+		   protection, "--json", NULL);
 	if (s->link)
 		link_enter_source(&link);
 	guest_start(&g, "vm", "-q", dirty, "-m", ram, "-k", bare_elf("dirty"), "-p", s->payload,
@@ -327,8 +347,9 @@ static void run_godwit_with(struct bench_run *r, const char *dirty)
 	side_begin(&m.src, g.proc->pid);
 	side_begin(&m.dst, d.proc->pid);
 	release_memory(s, memory);
-	m.client = move_start(&g, d.uri, harness_path("--downtime=%ums", downtime_ms(s)),
-			      harness_path("--timeout=%us", give_up), GODWIT_WORDS NULL);
+	m.client =
+		move_start(&g, d.uri, harness_path("--downtime=%ums", downtime_ms(s)),
+			   harness_path("--timeout=%us", give_up), protection, GODWIT_WORDS NULL);
 	need(harness_until(godwit_over, &m, (int)(give_up + 60) * 1000), "the move does not end");
 	completed = m.client->status == 0;
 	move_report(m.client, completed ? 0 : 1, &report, 1000);
@@ -358,17 +379,22 @@ static void run_godwit_with(struct bench_run *r, const char *dirty)
 
 static void run_godwit(struct bench_run *r)
 {
-	run_godwit_with(r, "--dirty=auto");
+	run_godwit_with(r, "--dirty=auto", false);
+}
+
+static void run_godwit_tls(struct bench_run *r)
+{
+	run_godwit_with(r, "--dirty=auto", true);
 }
 
 static void run_godwit_log(struct bench_run *r)
 {
-	run_godwit_with(r, "--dirty=log");
+	run_godwit_with(r, "--dirty=log", false);
 }
 
 static void run_godwit_ring(struct bench_run *r)
 {
-	run_godwit_with(r, "--dirty=ring");
+	run_godwit_with(r, "--dirty=ring", false);
 }
 
 /* ---- QEMU ---- */
@@ -729,6 +755,17 @@ static const struct bench_case cases[] = {
 					     .payload = HOT_4M,
 					     .downtime_ms = 1,
 					     .rounds = true},
+	},
+	/* With protection and without. */
+	{
+		.name = "tls-1g",
+		.what = "1 GiB of random content, the guest spins: by tls and by tcp",
+		.contenders = {{"godwit-tls", run_godwit_tls}, {"godwit-tcp", run_godwit}},
+		.figures = dirty_moves,
+		.timeout_s = RUN_S,
+		.arg = &(const struct setup){.ram_mib = 1024,
+					     .content_mib = 1000,
+					     .payload = FILL_1G "kind=idle"},
 	},
 	/* The two ways to find dirty pages against each other. */
 	{

@@ -102,7 +102,7 @@ static const struct {
 	{1, "\"http\" is not a port", {"receive", "tcp:127.0.0.1:http"}},
 	{1, "in brackets", {"receive", "tcp:::1:0"}},
 	{1, "/nonexistent/s: No such file", {"receive", "unix:/nonexistent/s"}},
-	{1, "tcp:192.0.2.1:1: Cannot assign", {"receive", "tcp:192.0.2.1:1"}},
+	{1, "tcp:192.0.2.1:1: Cannot assign", {"receive", "--insecure", "tcp:192.0.2.1:1"}},
 	{2, "a guest's NAME is missing", {"migrate"}},
 	{2, "the destination's URI is missing", {"migrate", "x"}},
 	{2, "'y' is none of tcp:HOST:PORT", {"migrate", "x", "y"}},
