@@ -295,8 +295,10 @@ static void *run_receiver(void *arg)
 	struct receiver *r = arg;
 	enum migrate_status status;
 	uint64_t cpu = 0;
-	int ret = receive_guest(r);
+	int ret;
 
+	confine_thread(r->opt.confine, CONFINE_MIGRATION);
+	ret = receive_guest(r);
 	status = ret == 0		 ? MIGRATE_COMPLETED
 		 : dest_was_cancelled(r) ? MIGRATE_CANCELLED
 					 : MIGRATE_FAILED;

@@ -189,6 +189,7 @@ static void *run_source(void *arg)
 	uint64_t cpu = 0;
 	int ret;
 
+	confine_thread(m->vm->cfg.confine, CONFINE_MIGRATION);
 	m->conn.fd = -1;
 	ret = source_connect(m);
 	while (ret == 0) {

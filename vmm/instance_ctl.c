@@ -323,6 +323,18 @@ static void do_pause(void *arg, struct ctl_client *client, json_t *request)
 		ctl_reply(client, NULL);
 }
 
+struct acquire_call {
+	struct vm *vm;
+	struct errmsg *err;
+};
+
+static int acquire(void *arg)
+{
+	struct acquire_call *c = arg;
+
+	return vm_acquire_devices(c->vm, c->err);
+}
+
 static void do_resume(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
@@ -336,7 +348,9 @@ static void do_resume(void *arg, struct ctl_client *client, json_t *request)
 		return;
 	if (instance_uncertain(in)) {
 		/* Given up for the handover: the destination has it if the guest runs there. */
-		if (vm_acquire_devices(in->vm, &err)) {
+		struct acquire_call c = {.vm = in->vm, .err = &err};
+
+		if (confine_call(in->cfg.confine, acquire, &c)) {
 			ctl_error(client, NULL, "it stays paused: %s", err.text);
 			return;
 		}
