@@ -106,6 +106,7 @@ static const struct call {
 	{SCMP_SYS(timer_settime), V},
 	{SCMP_SYS(timer_delete), V},
 	{SCMP_SYS(getpid), ALL},
+	{SCMP_SYS(getppid), ALL},
 	{SCMP_SYS(gettid), ALL},
 	{SCMP_SYS(getuid), ALL},
 	{SCMP_SYS(geteuid), ALL},
