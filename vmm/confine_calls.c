@@ -6,6 +6,7 @@
  * none of them is refused; one whose arguments tell harm from use is allowed with some of them
  * only.
  */
+#include <asm/termbits.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
@@ -54,7 +55,7 @@ static const struct call {
 	{SCMP_SYS(close), ALL},
 	{SCMP_SYS(fstat), ALL},
 	{SCMP_SYS(lseek), ALL},
-	{SCMP_SYS(fcntl), ALL},
+	{SCMP_SYS(fcntl), WIDE},
 	{SCMP_SYS(fallocate), ALL},
 	{SCMP_SYS(fsync), ALL},
 	{SCMP_SYS(fdatasync), ALL},
@@ -107,6 +108,7 @@ static const struct call {
 	{SCMP_SYS(timer_delete), V},
 	{SCMP_SYS(getpid), ALL},
 	{SCMP_SYS(getppid), ALL},
+	{SCMP_SYS(getpgrp), ALL},
 	{SCMP_SYS(gettid), ALL},
 	{SCMP_SYS(getuid), ALL},
 	{SCMP_SYS(geteuid), ALL},
@@ -187,14 +189,19 @@ static const struct call {
 	{SCMP_SYS(fsmount), H},
 };
 
-/* Of terminals and sockets, and of a tap whose guest changes its mind. */
-static const struct control {
-	unsigned long request;
-	unsigned roles;
-} controls[] = {
-	{FIONREAD, V | L},    {TIOCOUTQ, V | L}, {TUNSETOFFLOAD, V | L},
-	{TUNSETQUEUE, V | L}, {TCGETS, L},	 {TCSETS, L},
-	{TCSETSW, L},	      {TCSETSF, L},	 {TIOCGWINSZ, L},
+/*
+ * Of sockets, of a tap whose guest changes its mind, and of the terminal, which whatever thread is
+ * about to end the process by a signal puts back (console.c). Newer versions of glibc use the
+ * second kind of these.
+ */
+static const unsigned long controls[] = {
+	FIONREAD, TIOCOUTQ, TUNSETOFFLOAD, TUNSETQUEUE, TIOCGPGRP, TIOCGWINSZ, TCGETS,
+	TCSETS,	  TCSETSW,  TCSETSF,	   TCGETS2,	TCSETS2,   TCSETSW2,   TCSETSF2,
+};
+
+/* Not F_SETOWN, which has the kernel send signals to others. */
+static const int file_controls[] = {
+	F_GETFD, F_GETFL, F_SETFL, F_OFD_GETLK, F_OFD_SETLK, F_DUPFD_CLOEXEC,
 };
 
 /* All of KVM's are of this type. */
@@ -244,21 +251,22 @@ static int allow(scmp_filter_ctx f, int nr, struct scmp_arg_cmp arg)
 	return seccomp_rule_add_array(f, SCMP_ACT_ALLOW, nr, 1, &arg);
 }
 
-static int add_controls(scmp_filter_ctx f, unsigned role)
+static int add_controls(scmp_filter_ctx f)
 {
 	int ret = allow(f, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, KVM_TYPE_MASK, KVM_TYPE));
 
-	for (size_t i = 0; i < ARRAY_SIZE(controls) && ret == 0; i++) {
-		if (controls[i].roles & role)
-			ret = allow(f, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_EQ, controls[i].request));
-	}
+	for (size_t i = 0; i < ARRAY_SIZE(controls) && ret == 0; i++)
+		ret = allow(f, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_EQ, controls[i]));
+	for (size_t i = 0; i < ARRAY_SIZE(file_controls) && ret == 0; i++)
+		ret = allow(f, SCMP_SYS(fcntl),
+			    SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)file_controls[i]));
 	return ret;
 }
 
 /* What a guest can reach. */
-static int add_narrow(scmp_filter_ctx f, unsigned role)
+static int add_narrow(scmp_filter_ctx f)
 {
-	int ret = add_controls(f, role);
+	int ret = add_controls(f);
 
 	if (ret == 0)
 		ret = allow(f, SCMP_SYS(mmap), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
@@ -299,7 +307,7 @@ static int add_rules(scmp_filter_ctx f, unsigned role)
 	if (ret == 0)
 		ret = allow(f, SCMP_SYS(prctl), SCMP_A0(SCMP_CMP_EQ, PR_GET_NAME));
 	if (ret == 0)
-		ret = role & WIDE ? add_threads(f, role) : add_narrow(f, role);
+		ret = role & WIDE ? add_threads(f, role) : add_narrow(f);
 	/* First what is done a thousand times a second. */
 	for (int *nr = (int[]){SCMP_SYS(ioctl), SCMP_SYS(io_uring_enter), SCMP_SYS(futex), -1};
 	     *nr >= 0 && ret == 0; nr++)

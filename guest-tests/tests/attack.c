@@ -134,6 +134,14 @@ static long type_a_key(void)
 	return ioctl(STDERR_FILENO, TIOCSTI, "x");
 }
 
+/* Has whoever reads what we write be sent SIGIO, were it said. */
+static long signal_by_file(void)
+{
+	long ret = fcntl(STDERR_FILENO, F_SETOWN, getppid());
+
+	return ret ? ret : fcntl(STDERR_FILENO, F_SETOWN, 0);
+}
+
 static long widen_a_file(void)
 {
 	return chmod(created, 0666);
@@ -143,14 +151,23 @@ static const struct {
 	const char *what;
 	long (*fn)(void);
 } attacks[] = {
-	{"open", open_file},	    {"create", create_file},
-	{"socket-inet", make_inet}, {"socket-unix", make_unix},
-	{"connect", connect_out},   {"bind", bind_here},
-	{"execve", start_program},  {"fork", fork_here},
-	{"ptrace", debug_somebody}, {"process_vm_readv", read_somebody},
-	{"kill", signal_somebody},  {"io_uring_setup", make_ring},
-	{"mmap-exec", make_code},   {"ioctl-tiocsti", type_a_key},
-	{"chmod", widen_a_file},    {"unlink", remove_file},
+	{"open", open_file},
+	{"create", create_file},
+	{"socket-inet", make_inet},
+	{"socket-unix", make_unix},
+	{"connect", connect_out},
+	{"bind", bind_here},
+	{"execve", start_program},
+	{"fork", fork_here},
+	{"ptrace", debug_somebody},
+	{"process_vm_readv", read_somebody},
+	{"kill", signal_somebody},
+	{"io_uring_setup", make_ring},
+	{"mmap-exec", make_code},
+	{"ioctl-tiocsti", type_a_key},
+	{"fcntl-setown", signal_by_file},
+	{"chmod", widen_a_file},
+	{"unlink", remove_file},
 };
 
 void confine_attack(enum confine_role role)

@@ -45,7 +45,8 @@ static const struct {
 	{"ptrace", "ptrace"},	   {"process_vm_readv", "process_vm_readv"},
 	{"kill", "kill"},	   {"io_uring_setup", "io_uring_setup"},
 	{"mmap-exec", "mmap"},	   {"ioctl-tiocsti", "ioctl"},
-	{"chmod", "chmod"},	   {"unlink", "unlink"},
+	{"fcntl-setown", "fcntl"}, {"chmod", "chmod"},
+	{"unlink", "unlink"},
 };
 
 static const char *victim(const char *role)
@@ -341,6 +342,24 @@ START_TEST(throttled)
 }
 END_TEST
 
+/* The terminal is the loop's to change, and is put back at the end. */
+START_TEST(terminal)
+{
+	const char *cmd = harness_path("stty sane; '%s' run -n vm -m 64M --confine=log -k '%s' "
+				       "-p 'ws=8M report=0'; stty -a",
+				       harness_godwit(), bare_elf("dirty"));
+	struct proc *p = proc_start("script", "script", "-qec", cmd, "/dev/null", NULL);
+
+	proc_expect(p, "^dirty ready ", LINE_MS);
+	proc_send(p, "v");
+	proc_expect(p, "^dirty verify .* errors=0$", LINE_MS);
+	proc_send(p, "\001x");
+	proc_expect(p, "[^-]icanon ", LINE_MS);
+	proc_ended(p, 0, LINE_MS);
+	need(!strstr(p->out.buf, REFUSED), "%s", p->out.buf);
+}
+END_TEST
+
 /* passt is a program: it is there again after it was lost, after a reset, and after a move. */
 START_TEST(user_network)
 {
@@ -433,6 +452,7 @@ int main(void)
 	tcase_add_test(tc, with_all);
 	tcase_add_test(tc, moves_that_break);
 	tcase_add_test(tc, throttled);
+	tcase_add_test(tc, terminal);
 	tcase_add_test(tc, user_network);
 	tcase_add_test(harness_case(s, "user", 60), another_user);
 	return harness_main(s);
