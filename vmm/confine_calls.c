@@ -246,20 +246,32 @@ static const int never[] = {
 
 /* ---- rules: 0 or -errno, as all of libseccomp ---- */
 
-static int allow(scmp_filter_ctx f, int nr, struct scmp_arg_cmp arg)
+/* The call whose argument is that value. */
+static int allow_with(scmp_filter_ctx f, int nr, unsigned arg, scmp_datum_t value)
 {
-	return seccomp_rule_add_array(f, SCMP_ACT_ALLOW, nr, 1, &arg);
+	const struct scmp_arg_cmp cmp = {.arg = arg, .op = SCMP_CMP_EQ, .datum_a = value};
+
+	return seccomp_rule_add_array(f, SCMP_ACT_ALLOW, nr, 1, &cmp);
+}
+
+/* The call of whose argument these bits are that value. */
+static int allow_bits(scmp_filter_ctx f, int nr, unsigned arg, scmp_datum_t bits,
+		      scmp_datum_t value)
+{
+	const struct scmp_arg_cmp cmp = {
+		.arg = arg, .op = SCMP_CMP_MASKED_EQ, .datum_a = bits, .datum_b = value};
+
+	return seccomp_rule_add_array(f, SCMP_ACT_ALLOW, nr, 1, &cmp);
 }
 
 static int add_controls(scmp_filter_ctx f)
 {
-	int ret = allow(f, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, KVM_TYPE_MASK, KVM_TYPE));
+	int ret = allow_bits(f, SCMP_SYS(ioctl), 1, KVM_TYPE_MASK, KVM_TYPE);
 
 	for (size_t i = 0; i < ARRAY_SIZE(controls) && ret == 0; i++)
-		ret = allow(f, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_EQ, controls[i]));
+		ret = allow_with(f, SCMP_SYS(ioctl), 1, controls[i]);
 	for (size_t i = 0; i < ARRAY_SIZE(file_controls) && ret == 0; i++)
-		ret = allow(f, SCMP_SYS(fcntl),
-			    SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)file_controls[i]));
+		ret = allow_with(f, SCMP_SYS(fcntl), 1, (scmp_datum_t)file_controls[i]);
 	return ret;
 }
 
@@ -269,12 +281,12 @@ static int add_narrow(scmp_filter_ctx f)
 	int ret = add_controls(f);
 
 	if (ret == 0)
-		ret = allow(f, SCMP_SYS(mmap), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+		ret = allow_bits(f, SCMP_SYS(mmap), 2, PROT_EXEC, 0);
 	if (ret == 0)
-		ret = allow(f, SCMP_SYS(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+		ret = allow_bits(f, SCMP_SYS(mprotect), 2, PROT_EXEC, 0);
 	/* fstat(), in some versions of glibc. */
 	if (ret == 0)
-		ret = allow(f, SCMP_SYS(newfstatat), SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH));
+		ret = allow_with(f, SCMP_SYS(newfstatat), 3, AT_EMPTY_PATH);
 	return ret;
 }
 
@@ -284,11 +296,9 @@ static int add_threads(scmp_filter_ctx f, unsigned role)
 	int ret = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
 
 	if (ret == 0 && role == M)
-		ret = allow(f, SCMP_SYS(clone),
-			    SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD));
+		ret = allow_bits(f, SCMP_SYS(clone), 0, CLONE_THREAD, CLONE_THREAD);
 	if (ret == 0 && role == H)
-		ret = allow(f, SCMP_SYS(unshare),
-			    SCMP_A0(SCMP_CMP_EQ, CLONE_NEWUSER | CLONE_NEWNS));
+		ret = allow_with(f, SCMP_SYS(unshare), 0, CLONE_NEWUSER | CLONE_NEWNS);
 	return ret;
 }
 
@@ -301,11 +311,11 @@ static int add_rules(scmp_filter_ctx f, unsigned role)
 			ret = seccomp_rule_add(f, SCMP_ACT_ALLOW, calls[i].nr, 0);
 	}
 	if (ret == 0)
-		ret = allow(f, SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+		ret = allow_with(f, SCMP_SYS(tgkill), 0, (scmp_datum_t)getpid());
 	if (ret == 0)
-		ret = allow(f, SCMP_SYS(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
+		ret = allow_with(f, SCMP_SYS(prctl), 0, PR_SET_NAME);
 	if (ret == 0)
-		ret = allow(f, SCMP_SYS(prctl), SCMP_A0(SCMP_CMP_EQ, PR_GET_NAME));
+		ret = allow_with(f, SCMP_SYS(prctl), 0, PR_GET_NAME);
 	if (ret == 0)
 		ret = role & WIDE ? add_threads(f, role) : add_narrow(f);
 	/* First what is done a thousand times a second. */
