@@ -458,15 +458,16 @@ END_TEST
 
 int main(void)
 {
-	Suite *s = suite_create("confine");
-	TCase *tc = tcase_create("confine");
-	int ret = confine_probe_seccomp();
+	Suite *s;
+	TCase *tc;
 
 #ifdef CONFINE_SANITIZED
 	return check_skip("confine", "builds with ASan and TSan are not confined");
 #endif
-	if (ret)
+	if (confine_probe_seccomp())
 		return check_skip("confine", "no seccomp filters here");
+	s = suite_create("confine");
+	tc = tcase_create("confine");
 	tcase_set_timeout(tc, 120);
 	tcase_add_loop_test(tc, refused, CONFINE_VCPU, CONFINE_LAUNCHER);
 	tcase_add_test(tc, off);
