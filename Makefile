@@ -46,7 +46,7 @@ say = $(if $(filter 1,$(V)),,@printf '  %-7s %s\n' "$(1)" "$(2)")
 
 WARN := -Wall -Wextra -Werror -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wpointer-arith -Wundef
-PKGS := liburing libxxhash libzstd jansson openssl
+PKGS := liburing libxxhash libzstd jansson openssl libseccomp
 # Deferred: pkg-config may only be there once `setup` has run.
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 PKG_LIBS = $(shell pkg-config --libs $(PKGS))

@@ -12,7 +12,23 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "../vmm/uring.h"
+
 #define RING_ENTRIES 16U
+
+/* All that a connection has the kernel do; see uring.h. */
+static const uint8_t conn_ops[] = {
+	IORING_OP_POLL_ADD, IORING_OP_TIMEOUT, IORING_OP_SENDMSG,
+	IORING_OP_RECVMSG,  IORING_OP_SEND_ZC,
+};
+static const uint8_t conn_registers[] = {IORING_REGISTER_PROBE, IORING_REGISTER_BUFFERS};
+static const struct uring_use conn_use = {
+	.ops = conn_ops,
+	.n_ops = ARRAY_SIZE(conn_ops),
+	.registers = conn_registers,
+	.n_registers = ARRAY_SIZE(conn_registers),
+	.sqe_flags = IOSQE_IO_LINK,
+};
 
 /* What the kernel takes for keep-alives, in seconds. */
 #define KEEPALIVE_MAX 32767ULL
@@ -80,7 +96,7 @@ int conn_init_over(struct conn *c, int fd, struct tls_link *tls, int cancel_fd, 
 	};
 	pthread_mutex_init(&c->out_lock, NULL);
 	conn_set_limit(c, CONN_LIMIT_DEFAULT);
-	ret = io_uring_queue_init(RING_ENTRIES, &c->ring, 0);
+	ret = uring_init(&c->ring, RING_ENTRIES, &conn_use);
 	if (ret) {
 		errmsg_set(err, ret, "io_uring for the migration: %s", strerror(-ret));
 		goto fail;

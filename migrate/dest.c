@@ -298,6 +298,7 @@ static void *run_receiver(void *arg)
 	uint64_t cpu = 0;
 	int ret;
 
+	confine_thread(r->opt.confine, CONFINE_MIGRATION);
 	fault_arm();
 	ret = receive_guest(r);
 	status = ret == 0		 ? MIGRATE_COMPLETED

@@ -238,6 +238,7 @@ struct receive_options {
 	char base[VM_PATH_MAX]; /* path of an older image of the guest's RAM (ram_image.h); "": none
 				 */
 	uint64_t peer_timeout_ns; /* a silent source is dead after it, from _MIN; 0: the default */
+	struct confine *confine;  /* of the receiver's threads; may be NULL */
 	/*
 	 * Builds the machine out of the source's description once it has been checked; the VM has
 	 * VM_PAUSE_START set. May change cfg (name). Runs on the loop's thread.

@@ -195,6 +195,7 @@ static void *run_source(void *arg)
 	uint64_t cpu = 0;
 	int ret;
 
+	confine_thread(m->vm->cfg.confine, CONFINE_MIGRATION);
 	fault_arm();
 	m->conn.fd = -1;
 	ret = source_connect(m);

@@ -41,6 +41,10 @@ static const struct option_spec run_options[] = {
 	 "memory that the guest does not need goes back to the host; see godwit balloon"},
 	{0, "dirty", "HOW", OPTION_DIRTY, AT(dirty),
 	 "find what a guest writes as it moves by KVM's log or ring[:ENTRIES] (default: auto)"},
+	{0, "confine", "HOW", OPTION_CONFINE, AT(confine),
+	 "take from the process what it does not need: on (default), log (says what), off"},
+	{0, "user", "NAME[:GROUP]", OPTION_TEXT, AT(user),
+	 "when started by root, become this user"},
 	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "start paused; see godwit resume"},
 	{'v', "verbose", NULL, OPTION_FLAG, AT(verbose), "say more on stderr"},
@@ -70,6 +74,10 @@ static const struct option_spec receive_options[] = {
 	 "when the connection breaks, keep what has come for so long (default: 10m)"},
 	{0, "base", "PATH", OPTION_TEXT, AT(base),
 	 "an older image of the guest's memory, see migrate --leave: only what differs is sent"},
+	{0, "confine", "HOW", OPTION_CONFINE, AT(confine),
+	 "take from the process what it does not need: on (default), log (says what), off"},
+	{0, "user", "NAME[:GROUP]", OPTION_TEXT, AT(user),
+	 "when started by root, become this user"},
 	{0, "no-reboot", NULL, OPTION_FLAG, AT(no_reboot), "end when the guest resets"},
 	{0, "paused", NULL, OPTION_FLAG, AT(paused), "leave the guest paused once it is here"},
 	{0, "peer-timeout", "TIME", OPTION_PEER_TIMEOUT, AT(peer_timeout_ns),
@@ -403,6 +411,12 @@ static int set_option(const struct option_spec *o, const char *value, struct con
 	}
 	case OPTION_DIRTY:
 		return set_dirty(o, value, dst, err);
+	case OPTION_CONFINE:
+		if (confine_parse_mode(value, dst))
+			return errmsg_set(err, -EINVAL,
+					  "'--%s': '%s' is none of 'on', 'log' and 'off'", o->name,
+					  value);
+		return 0;
 	case OPTION_ON_TIMEOUT:
 		if (policy_parse_on_timeout(value, dst))
 			return errmsg_set(err, -EINVAL,
@@ -512,6 +526,7 @@ int config_parse(const struct command *cmd, int argc, char **argv, struct config
 	cfg->verify = MIGRATE_VERIFY_STREAM;
 	cfg->reconnect_ns = cfg->keep_ns = MIGRATE_KEEP_DEFAULT;
 	cfg->bandwidth = CONFIG_KEEP;
+	cfg->confine = CONFINE_DEFAULT;
 	for (int i = 1; i < argc && ret == 0 && !cfg->help; i++) {
 		const char *word = argv[i];
 

@@ -15,6 +15,7 @@
 #include <stdio.h>
 
 #include "../migrate/migrate.h"
+#include "confine.h"
 #include "log.h"
 #include "vm.h"
 
@@ -38,6 +39,8 @@ struct config {
 	struct dirty_config dirty;
 	bool no_reboot;
 	bool paused;
+	enum confine_mode confine;
+	char user[256]; /* "" when not given */
 
 	uint64_t downtime_ns;
 	uint64_t timeout_ns; /* of a migration, or of a stop; 0 when not given */
@@ -80,6 +83,7 @@ enum option_kind {
 	OPTION_VERIFY,	     /* enum migrate_verify */
 	OPTION_COMPRESS,     /* char[], as it is given */
 	OPTION_DIRTY,	     /* struct dirty_config */
+	OPTION_CONFINE,	     /* enum confine_mode */
 	OPTION_DISK,	     /* this and the rest: struct vm_devices, which it is added to */
 	OPTION_NET,
 	OPTION_VSOCK,

@@ -147,7 +147,8 @@ static void on_continue(int sig, siginfo_t *info, void *context)
 
 /*
  * Signals that somebody else handles are left to them: they end the process by exit(). So are
- * ignored ones (nohup). Only a fault's handler, a sanitizer's say, has its turn after ours.
+ * ignored ones (nohup). Only a fault's handler, a sanitizer's say, has its turn after ours; that of
+ * SIGSYS is no fault's, and goes on (confine.h).
  */
 static void install_handler(int sig, void (*handler)(int, siginfo_t *, void *))
 {
@@ -157,7 +158,7 @@ static void install_handler(int sig, void (*handler)(int, siginfo_t *, void *))
 		return;
 	if (!(term.old[sig].sa_flags & SA_SIGINFO) && term.old[sig].sa_handler == SIG_IGN)
 		return;
-	if (!is_fault(sig) &&
+	if ((!is_fault(sig) || sig == SIGSYS) &&
 	    ((term.old[sig].sa_flags & SA_SIGINFO) || term.old[sig].sa_handler != SIG_DFL))
 		return;
 	sigfillset(&act.sa_mask);

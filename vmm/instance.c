@@ -128,19 +128,21 @@ static int init_signals(struct instance *in, struct errmsg *err)
 /* ---- the machine ---- */
 
 /* Gives the guest this process's stdin and stdout. It can do without them. */
-static void open_console(struct instance *in)
+static int open_console(void *arg)
 {
+	struct instance *in = arg;
 	int ret = console_init(&in->console, &in->loop, &in->serial, STDIN_FILENO, STDOUT_FILENO,
 			       on_quit_key, in);
 
 	if (ret) {
 		log_warn("no serial line for the guest: %s", strerror(-ret));
-		return;
+		return ret;
 	}
 	in->console_up = true;
 	ret = console_attach(&in->console);
 	if (ret)
 		log_warn("no input for the guest: %s", strerror(-ret));
+	return 0;
 }
 
 static void on_vm_end(struct vm *vm, void *arg)
@@ -151,8 +153,17 @@ static void on_vm_end(struct vm *vm, void *arg)
 	loop_post(&in->loop, &in->end_task);
 }
 
-static int start_machine(struct instance *in, struct errmsg *err)
+/* What is to be done by confine_call(), and why it was not. */
+struct call {
+	struct instance *in;
+	struct errmsg *err;
+};
+
+static int start_machine(void *arg)
 {
+	struct call *call = arg;
+	struct instance *in = call->in;
+	struct errmsg *err = call->err;
 	struct boot_info info;
 	struct vm *vm;
 	int ret;
@@ -177,6 +188,25 @@ static int start_machine(struct instance *in, struct errmsg *err)
 		vm_pause(vm, VM_PAUSE_USER);
 	vm_resume(vm, VM_PAUSE_START);
 	return 0;
+}
+
+static int start_machine_by_helper(struct instance *in, struct errmsg *err)
+{
+	struct call call = {.in = in, .err = err};
+
+	return confine_call(in->cfg.confine, start_machine, &call);
+}
+
+/* What it has is known: only passt is a program. */
+static void settle_helper(const struct instance *in)
+{
+	const struct vm_devices *d = &in->cfg.devices;
+
+	for (uint32_t i = 0; i < d->n_nets; i++) {
+		if (d->net[i].kind == VM_NET_USER)
+			return;
+	}
+	confine_helper(in->cfg.confine);
 }
 
 /*
@@ -217,7 +247,7 @@ static void restart(struct instance *in)
 	vm_destroy(old);
 	if (in->quitting)
 		return;
-	if (start_machine(in, &err)) {
+	if (start_machine_by_helper(in, &err)) {
 		log_error("'%s' reset and cannot be booted again: %s%s", in->cfg.name,
 			  text_plain(plain.text, sizeof(plain.text), err.text),
 			  in->arrived ? "; 'godwit receive -k KERNEL -i INITRD' takes a guest in "
@@ -284,9 +314,23 @@ static void on_migrated(void *arg)
 	loop_post(&in->loop, &in->migrated_task);
 }
 
+struct migrate_call {
+	struct call call;
+	const struct migrate_options *opt;
+};
+
+static int start_migration(void *arg)
+{
+	struct migrate_call *c = arg;
+	struct instance *in = c->call.in;
+
+	return migrate_start(&in->migration, in->vm, c->opt, on_migrated, in, c->call.err);
+}
+
 int instance_migrate(struct instance *in, const struct migrate_options *opt, struct errmsg *err)
 {
-	int ret = migrate_start(&in->migration, in->vm, opt, on_migrated, in, err);
+	struct migrate_call c = {.call = {.in = in, .err = err}, .opt = opt};
+	int ret = confine_call(in->cfg.confine, start_migration, &c);
 
 	if (ret)
 		return ret;
@@ -405,11 +449,20 @@ static int claim_arriving(struct instance *in, const char *name, struct errmsg *
 	return 0;
 }
 
+struct build_call {
+	struct call call;
+	struct vm_config *cfg;
+	const struct cpuid *cpuid;
+	struct vm **out;
+};
+
 /* in->cfg has the paths that the user gave here until it has run. */
-static int build_arriving(void *arg, struct vm_config *cfg, const struct cpuid *cpuid,
-			  struct vm **out, struct errmsg *err)
+static int build(void *arg)
 {
-	struct instance *in = arg;
+	struct build_call *c = arg;
+	struct instance *in = c->call.in;
+	struct errmsg *err = c->call.err;
+	struct vm_config *cfg = c->cfg;
 	struct vm *vm;
 	int ret;
 
@@ -424,11 +477,12 @@ static int build_arriving(void *arg, struct vm_config *cfg, const struct cpuid *
 	if (in->cfg.initrd[0])
 		memcpy(cfg->initrd, in->cfg.initrd, sizeof(cfg->initrd));
 	cfg->dirty = in->cfg.dirty;
+	cfg->confine = in->cfg.confine;
 
 	ret = config_override_devices(&cfg->devices, &in->cfg.devices, err);
 	if (ret)
 		return ret;
-	ret = machine_create(&vm, cfg, cpuid, &in->loop, &in->serial, err);
+	ret = machine_create(&vm, cfg, c->cpuid, &in->loop, &in->serial, err);
 	if (ret)
 		return ret;
 	vm->on_end = on_vm_end;
@@ -436,8 +490,18 @@ static int build_arriving(void *arg, struct vm_config *cfg, const struct cpuid *
 	/* A reason of its own: it stays when the migration takes its reason away. */
 	if (in->start_paused)
 		vm_pause(vm, VM_PAUSE_USER);
-	*out = vm;
+	*c->out = vm;
 	return 0;
+}
+
+static int build_arriving(void *arg, struct vm_config *cfg, const struct cpuid *cpuid,
+			  struct vm **out, struct errmsg *err)
+{
+	struct instance *in = arg;
+	struct build_call c = {
+		.call = {.in = in, .err = err}, .cfg = cfg, .cpuid = cpuid, .out = out};
+
+	return confine_call(in->cfg.confine, build, &c);
 }
 
 static void on_received(void *arg)
@@ -455,6 +519,17 @@ static void print_report(const struct migrate_stats *stats)
 	putchar('\n');
 	fflush(stdout);
 	json_decref(report);
+}
+
+/* Looks at the host's files and terminal. */
+static int welcome(void *arg)
+{
+	struct instance *in = arg;
+
+	if (!in->no_reboot)
+		warn_of_files(&in->cfg);
+	/* Only now: the report comes before anything that the guest writes. */
+	return open_console(in);
 }
 
 static void on_received_task(struct loop_task *task)
@@ -488,10 +563,8 @@ static void on_received_task(struct loop_task *task)
 	in->started_ns = now_ns();
 	log_info("%s %s", in->cfg.name, in->start_paused ? "is here, paused" : "runs here now");
 	in->arrived = true;
-	if (!in->no_reboot)
-		warn_of_files(&in->cfg);
-	/* Only now: the report comes before anything that the guest writes. */
-	open_console(in);
+	confine_call(in->cfg.confine, welcome, in);
+	settle_helper(in);
 	if (in->stop_wanted)
 		vm_set_end(in->vm, VM_END_STOPPED, "stopped by the user");
 	handle_end(in);
@@ -505,6 +578,7 @@ int instance_receive(struct instance *in, const struct receive_options *opt, con
 
 	with_build.build = build_arriving;
 	with_build.build_arg = in;
+	with_build.confine = in->cfg.confine;
 	snprintf(in->cfg.kernel, sizeof(in->cfg.kernel), "%s", kernel);
 	snprintf(in->cfg.initrd, sizeof(in->cfg.initrd), "%s", initrd);
 	ret = receive_listen(&in->receiver, &with_build, in->receive_uri, err);
@@ -551,6 +625,14 @@ int instance_init(struct instance *in, struct errmsg *err)
 	return 0;
 }
 
+int instance_confine(struct instance *in, enum confine_mode mode, struct errmsg *err)
+{
+	/* Reads the seed of its hashes from a device, which later is too late. */
+	json_object_seed(0);
+	in->cfg.confine = &in->confine;
+	return confine_start(&in->confine, mode, err);
+}
+
 int instance_claim(struct instance *in, const char *name, struct errmsg *err)
 {
 	int ret;
@@ -569,16 +651,20 @@ int instance_boot(struct instance *in, struct errmsg *err)
 	snprintf(in->cfg.name, sizeof(in->cfg.name), "%s", in->claim.name);
 	if (getrandom(in->cfg.id, sizeof(in->cfg.id), 0) != sizeof(in->cfg.id))
 		return errmsg_set(err, -EIO, "no random numbers: %s", strerror(errno));
-	ret = start_machine(in, err);
-	if (ret == 0)
-		open_console(in);
-	return ret;
+	ret = start_machine_by_helper(in, err);
+	if (ret)
+		return ret;
+	open_console(in);
+	settle_helper(in);
+	return 0;
 }
 
 int instance_run(struct instance *in)
 {
-	int ret = loop_run(&in->loop);
+	int ret;
 
+	confine_thread(in->cfg.confine, CONFINE_LOOP);
+	ret = loop_run(&in->loop);
 	if (ret) {
 		log_error("event loop: %s", strerror(-ret));
 		return EXIT_FAILED;
@@ -594,6 +680,12 @@ static void end_receiver(struct instance *in)
 	receive_cancel(in->receiver);
 	while (in->receiver && now_ns() < deadline)
 		loop_step(&in->loop, NS_PER_SEC);
+}
+
+static int give_name_back(void *claim)
+{
+	rundir_release(claim);
+	return 0;
 }
 
 void instance_destroy(struct instance *in)
@@ -623,7 +715,7 @@ void instance_destroy(struct instance *in)
 	in->vm = NULL;
 	vm_destroy(vm);
 	/* The name is free before anybody who waits for our end is told of it. */
-	rundir_release(&in->claim);
+	confine_call(in->cfg.confine, give_name_back, &in->claim);
 	ctl_stop(in->ctl, NS_PER_SEC);
 	if (in->serial_up)
 		chan_destroy(&in->serial);
@@ -632,4 +724,5 @@ void instance_destroy(struct instance *in)
 	/* Signals stay blocked: one more must not take the exit status away. */
 	if (in->signal_fd >= 0)
 		close(in->signal_fd);
+	confine_stop(&in->confine);
 }

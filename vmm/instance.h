@@ -25,6 +25,7 @@
 
 #include "../migrate/migrate.h"
 #include "chan.h"
+#include "confine.h"
 #include "console.h"
 #include "cpuid.h"
 #include "ctl.h"
@@ -53,6 +54,7 @@ struct instance {
 	bool start_paused;
 	bool json; /* receive: the report goes to stdout */
 
+	struct confine confine;
 	struct loop loop;
 	struct chan serial;
 	struct console console;
@@ -92,6 +94,12 @@ struct instance {
  */
 int instance_init(struct instance *in, struct errmsg *err);
 
+/*
+ * Confines the process from instance_run() on; what this thread may not do any more is then done by
+ * confine_call(). Before threads and the rest. -errno with the cause in err.
+ */
+int instance_confine(struct instance *in, enum confine_mode mode, struct errmsg *err);
+
 /* Takes a name ("": the first free of vm1, vm2, ...) and opens its control socket. -errno. */
 int instance_claim(struct instance *in, const char *name, struct errmsg *err);
 
@@ -109,7 +117,7 @@ int instance_boot(struct instance *in, struct errmsg *err);
 int instance_receive(struct instance *in, const struct receive_options *opt, const char *kernel,
 		     const char *initrd, struct errmsg *err);
 
-/* Runs until all is over. The process's exit status. */
+/* Runs until all is over, confined. The process's exit status. */
 int instance_run(struct instance *in);
 
 void instance_destroy(struct instance *in);

@@ -334,6 +334,18 @@ static void do_pause(void *arg, struct ctl_client *client, json_t *request)
 		ctl_reply(client, NULL);
 }
 
+struct acquire_call {
+	struct vm *vm;
+	struct errmsg *err;
+};
+
+static int acquire(void *arg)
+{
+	struct acquire_call *c = arg;
+
+	return vm_acquire_devices(c->vm, c->err);
+}
+
 static void do_resume(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
@@ -350,6 +362,7 @@ static void do_resolve(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
 	struct errmsg err = {""};
+	struct acquire_call c = {.err = &err};
 	const char *cmd, *how;
 	bool run;
 
@@ -375,7 +388,8 @@ static void do_resolve(void *arg, struct ctl_client *client, json_t *request)
 		return;
 	}
 	/* Given up for the handover: the destination has it if the guest runs there. */
-	if (vm_acquire_devices(in->vm, &err)) {
+	c.vm = in->vm;
+	if (confine_call(in->cfg.confine, acquire, &c)) {
 		ctl_error(client, NULL, "it stays paused: %s", err.text);
 		return;
 	}

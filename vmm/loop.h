@@ -4,8 +4,9 @@
  *
  * Theory of operation: whatever is waited for is a struct loop_op inside the structure that waits;
  * its done() runs on the loop's thread when the operation ends. One operation is pending per
- * loop_op at a time. Any io_uring operation can be prepared on the SQE of loop_sqe(), so disks
- * and sockets need nothing more than this. Other threads hand work over with loop_post().
+ * loop_op at a time. Any io_uring operation that loop.c lists can be prepared on the SQE of
+ * loop_sqe(), so disks and sockets need nothing more than this. Other threads hand work over with
+ * loop_post().
  *
  * Going to sleep and being woken costs more than a short wait does. So what can be seen in memory,
  * such as a ring that a guest fills, is looked at (struct loop_look) for a little while before the

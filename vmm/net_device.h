@@ -108,6 +108,9 @@ void net_set_status(struct virtio_net *n, uint16_t set, uint16_t clear);
 /* Opens the backend as the guest has configured it. -errno with the cause in err. */
 int net_open(struct virtio_net *n, struct errmsg *err);
 
+/* Only the first of it: the backend's open(), by confine_call(). */
+int net_open_backend(struct virtio_net *n, struct errmsg *err);
+
 /* The backend works, for the first time. */
 void net_link_up(struct virtio_net *n);
 

@@ -83,9 +83,28 @@ int net_configure(struct virtio_net *n)
 	return ops->configure(n->b, n->pairs, wanted_offloads(n));
 }
 
+struct opening {
+	struct net_backend *b;
+	struct errmsg *err;
+};
+
+static int open_backend(void *arg)
+{
+	struct opening *o = arg;
+
+	return o->b->ops->open(o->b, o->err);
+}
+
+int net_open_backend(struct virtio_net *n, struct errmsg *err)
+{
+	struct opening o = {.b = n->b, .err = err};
+
+	return confine_call(n->v.dev.vm->cfg.confine, open_backend, &o);
+}
+
 int net_open(struct virtio_net *n, struct errmsg *err)
 {
-	int ret = n->b->ops->open(n->b, err);
+	int ret = net_open_backend(n, err);
 
 	if (ret)
 		return ret;

@@ -172,8 +172,14 @@ static void passt_close(struct net_backend *b)
 	p->ready = false;
 	net_stream_detach(&p->stream);
 	if (p->pid) {
-		/* It has nothing to tidy up, and what its sockets are bound to must be free. */
-		kill(p->pid, SIGKILL);
+		/*
+		 * It has nothing to tidy up, and what its sockets are bound to must be free. By its
+		 * descriptor: confined threads may signal nobody else (confine.h).
+		 */
+		if (p->pid_fd >= 0)
+			pidfd_send_signal(p->pid_fd, SIGKILL, NULL, 0);
+		else
+			kill(p->pid, SIGKILL);
 		while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR)
 			;
 		p->pid = 0;

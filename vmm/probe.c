@@ -46,6 +46,8 @@ static const struct probe {
 	{"hugepages", probe_hugepages, 0, false},
 	{"userfaultfd", probe_userfaultfd, 0, false},
 	{"tap", probe_tap, 0, false},
+	{"seccomp", probe_seccomp, 0, false},
+	{"landlock", probe_landlock, 0, false},
 };
 
 static void conclude(struct probe_item *item, enum probe_result result, const char *remedy,

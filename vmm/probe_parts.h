@@ -46,4 +46,7 @@ probe_fn probe_uring, probe_uring_zc, probe_memlock;
 /* probe_host.c */
 probe_fn probe_userfaultfd, probe_hugepages, probe_tap;
 
+/* probe_confine.c */
+probe_fn probe_seccomp, probe_landlock;
+
 #endif

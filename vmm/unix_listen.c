@@ -87,10 +87,17 @@ int unix_listen(struct unix_listen *l, const char *what, const char *path, int b
 	return errmsg_set(err, ret, "%s: cannot listen at %s: %s", what, path, strerror(-ret));
 }
 
-void unix_unlisten(const struct unix_listen *l)
+static int take_away(void *arg)
 {
+	const struct unix_listen *l = arg;
 	struct stat st;
 
 	if (lstat(l->addr.sun_path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino)
 		unlink(l->addr.sun_path);
+	return 0;
+}
+
+void unix_unlisten(struct confine *confine, struct unix_listen *l)
+{
+	confine_call(confine, take_away, l);
 }

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 #include <sys/un.h>
 
+#include "confine.h"
 #include "log.h"
 
 struct unix_listen {
@@ -26,7 +27,9 @@ struct unix_listen {
 int unix_listen(struct unix_listen *l, const char *what, const char *path, int backlog,
 		struct errmsg *err);
 
-/* Takes the file away if it is still ours. The socket is the caller's to close. */
-void unix_unlisten(const struct unix_listen *l);
+/*
+ * Takes the file away if it is still ours, by confine_call(). The socket is the caller's to close.
+ */
+void unix_unlisten(struct confine *confine, struct unix_listen *l);
 
 #endif

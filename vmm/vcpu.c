@@ -233,8 +233,10 @@ static bool park(struct vcpu *v)
 static void *vcpu_thread(void *arg)
 {
 	struct vcpu *v = arg;
-	bool go = park(v);
+	bool go;
 
+	confine_thread(v->vm->cfg.confine, CONFINE_VCPU);
+	go = park(v);
 	while (go) {
 		int ret = ioctl(v->fd, KVM_RUN, 0);
 
@@ -274,9 +276,10 @@ int vcpu_start(struct vcpu *v, struct errmsg *err)
 	sigemptyset(&sa.sa_mask);
 	sigaction(KICK_SIGNAL, &sa, NULL);
 
-	/* The process's signals are for the main thread. */
+	/* The process's signals are for the main thread; SIGSYS is for whom it is about. */
 	sigfillset(&block);
 	sigdelset(&block, KICK_SIGNAL);
+	sigdelset(&block, SIGSYS);
 	pthread_sigmask(SIG_SETMASK, &block, &old);
 	ret = -pthread_create(&v->thread, NULL, vcpu_thread, v);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

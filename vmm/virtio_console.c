@@ -482,7 +482,7 @@ static int console_acquire(struct device *d, struct errmsg *err)
 		c->listener = endpoint_new(c, ret, on_accept, on_retry);
 		ret = 0;
 		if (!c->listener) {
-			unix_unlisten(&c->address);
+			unix_unlisten(c->v.dev.vm->cfg.confine, &c->address);
 			ret = errmsg_set(err, -ENOMEM, "console: no memory");
 		}
 		loop_post(loop_of(c), &c->tend);
@@ -496,7 +496,7 @@ static void stop_listening(struct virtio_console *c)
 {
 	if (!c->listener)
 		return;
-	unix_unlisten(&c->address);
+	unix_unlisten(c->v.dev.vm->cfg.confine, &c->address);
 	endpoint_drop(&c->listener);
 }
 

@@ -178,7 +178,7 @@ static int net_init(struct device *d, const void *config)
 	n->v.config_len = sizeof(c);
 	memcpy(n->v.config, &c, sizeof(c));
 	/* Its start takes time that a guest need not wait for. If it fails, acquire() says so. */
-	if (n->b->ops->harmless(n->b) && n->b->ops->open(n->b, &err))
+	if (n->b->ops->harmless(n->b) && net_open_backend(n, &err))
 		log_debug("net %u: %s", d->instance, err.text);
 	return 0;
 }

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "bus.h"
+#include "confine.h"
 #include "cpuid.h"
 #include "device.h"
 #include "dirty_ring.h"
@@ -48,6 +49,7 @@ struct vm_config {
 	/* Of this process, not of the guest: */
 	struct dirty_config dirty;
 	struct ram *adopt; /* NULL, or RAM of the guest's size to take over instead of fresh one */
+	struct confine *confine; /* of its threads, and who does what they may not; may be NULL */
 };
 
 void vm_config_fields(struct vm_config *c, struct sbuf *s);

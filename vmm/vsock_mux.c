@@ -160,7 +160,7 @@ static void stop_listening(struct vsock_mux *m)
 {
 	if (m->listen_fd < 0)
 		return;
-	unix_unlisten(&m->address);
+	unix_unlisten(m->v->dev.vm->cfg.confine, &m->address);
 	close(m->listen_fd);
 	m->listen_fd = -1;
 	m->listening = false;
@@ -314,9 +314,22 @@ static void next_reply(struct vsock_mux *m, struct vsock_hdr *hdr)
 	m->n_replies--;
 }
 
+struct wanted {
+	const struct vsock_mux *m;
+	uint32_t port;
+};
+
+static int connect_wanted(void *arg)
+{
+	const struct wanted *w = arg;
+
+	return vsock_connect(w->m->path, w->port);
+}
+
 /* The guest wants to reach a program of the host's. */
 static void open_for_guest(struct vsock_mux *m, const struct vsock_hdr *hdr)
 {
+	struct wanted w = {.m = m, .port = hdr->dst_port};
 	int fd;
 
 	if (m->n_conns >= VSOCK_MAX_CONNS) {
@@ -324,7 +337,7 @@ static void open_for_guest(struct vsock_mux *m, const struct vsock_hdr *hdr)
 		refuse(m, hdr);
 		return;
 	}
-	fd = vsock_connect(m->path, hdr->dst_port);
+	fd = confine_call(m->v->dev.vm->cfg.confine, connect_wanted, &w);
 	if (fd < 0)
 		log_debug("vsock: the guest's connection to %s_%u: %s", m->path, hdr->dst_port,
 			  strerror(-fd));

@@ -214,6 +214,23 @@ START_TEST(ways_to_find_dirty_pages)
 }
 END_TEST
 
+START_TEST(ways_to_confine)
+{
+	ck_ok(PARSE("run", "-k", "x"));
+	ck_assert_int_eq(cfg.confine, CONFINE_DEFAULT);
+	ck_assert_str_eq(cfg.user, "");
+	ck_ok(PARSE("receive", "--confine", "log", "--user=me:us", "unix:/x"));
+	ck_assert_int_eq(cfg.confine, CONFINE_LOG);
+	ck_assert_str_eq(cfg.user, "me:us");
+	ck_ok(PARSE("run", "--confine=off", "--confine=on"));
+	ck_assert_int_eq(cfg.confine, CONFINE_ON);
+	ck_bad(PARSE("run", "--confine="), "'--confine'");
+	ck_bad(PARSE("run", "--confine=maybe"), "'maybe' is none of");
+	ck_bad(PARSE("run", "--user="), "'--user'");
+	ck_bad(PARSE("migrate", "--confine=on", "a", "unix:/x"), "unknown option");
+}
+END_TEST
+
 START_TEST(rates)
 {
 	static const struct {
@@ -506,6 +523,7 @@ int main(void)
 	tcase_add_test(t, long_values_are_refused);
 	tcase_add_test(t, cpu_lists);
 	tcase_add_test(t, ways_to_find_dirty_pages);
+	tcase_add_test(t, ways_to_confine);
 	tcase_add_test(t, rates);
 	tcase_add_test(t, tuning);
 	tcase_add_test(t, peer_timeouts);

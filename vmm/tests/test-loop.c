@@ -2,9 +2,13 @@
 #include "../loop.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "../util.h"
@@ -485,6 +489,50 @@ START_TEST(looks_for_completions)
 }
 END_TEST
 
+/* The ring does what the loop is for and no more: what opens, connects, makes or takes away. */
+START_TEST(refuses)
+{
+	const struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(9)};
+	const int sock = socket(AF_INET, SOCK_STREAM, 0);
+	struct seen s = a_seen();
+	struct io_uring_params p;
+	int ret;
+
+	begin();
+	for (unsigned i = 0; i < 6; i++) {
+		struct io_uring_sqe *sqe = loop_sqe(&loop, &s.op);
+
+		switch (i) {
+		case 0:
+			io_uring_prep_openat(sqe, AT_FDCWD, "/dev/null", O_RDONLY, 0);
+			break;
+		case 1:
+			io_uring_prep_connect(sqe, sock, (const struct sockaddr *)&a, sizeof(a));
+			break;
+		case 2:
+			io_uring_prep_unlinkat(sqe, AT_FDCWD, "/nonexistent/file", 0);
+			break;
+		case 3:
+			io_uring_prep_socket(sqe, AF_INET, SOCK_STREAM, 0, 0);
+			break;
+		case 4:
+			io_uring_prep_close(sqe, sock);
+			break;
+		default:
+			/* It knows no other files than ours, either. */
+			io_uring_prep_nop(sqe);
+			sqe->flags |= IOSQE_FIXED_FILE;
+		}
+		run_until(&s.times, i + 1);
+		ck_assert_msg(s.res == -EACCES, "%u: %d", i, s.res);
+	}
+	ret = (int)syscall(SYS_io_uring_register, loop.ring.ring_fd, IORING_REGISTER_PROBE, &p, 0);
+	ck_assert(ret < 0 && errno == EACCES);
+	close(sock);
+	end();
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
@@ -492,6 +540,7 @@ int main(void)
 		tasks_in_order, tasks_taken_back,  tasks_of_threads,
 		woken,		steps_end_in_time, looks,
 		looks_longer,	looks_as_missed,   looks_for_completions,
+		refuses,
 	};
 
 	return check_main("loop", tests, ARRAY_SIZE(tests));

@@ -328,6 +328,46 @@ START_TEST(guest_to_host)
 }
 END_TEST
 
+/* Here connect() is refused, and so is taking the socket away: the helper does both. */
+static void *serve_confined(void *listener)
+{
+	int fd;
+
+	confine_thread(g->d->v->dev.vm->cfg.confine, CONFINE_LOOP);
+	ck_assert_int_eq(socket(AF_UNIX, SOCK_STREAM, 0), -1);
+	ck_assert_int_eq(errno, EPERM);
+	fd = connect_out(g, &s, *(int *)listener, 40000, 1024, 1 << 16);
+	send_text(g, &s, "hello host");
+	host_expect(g, fd, "hello host");
+	close(fd);
+	expect_op(g, &s, VSOCK_OP_SHUTDOWN);
+	s = (struct gsock){.port = 1, .host_port = 9};
+	send_op(g, &s, VSOCK_OP_REQUEST, 0);
+	expect_op(g, &s, VSOCK_OP_RST);
+	g->d->v->dev.ops->release(&g->d->v->dev);
+	return NULL;
+}
+
+START_TEST(confined)
+{
+	struct confine confine;
+	struct errmsg err = {""};
+	int l = host_listen(g, 1024);
+	pthread_t thread;
+
+	if (CONFINE_DEFAULT == CONFINE_OFF || confine_probe_seccomp())
+		return;
+	ck_assert_msg(confine_start(&confine, CONFINE_ON, &err) == 0, "%s", err.text);
+	g->d->v->dev.vm->cfg.confine = &confine;
+	ck_assert_int_eq(pthread_create(&thread, NULL, serve_confined, &l), 0);
+	ck_assert_int_eq(pthread_join(thread, NULL), 0);
+	ck_assert_int_ne(access(g->cfg.path, F_OK), 0);
+	g->d->v->dev.vm->cfg.confine = NULL;
+	confine_stop(&confine);
+	close(l);
+}
+END_TEST
+
 START_TEST(nobody_listens)
 {
 	int l = host_listen(g, 9);
@@ -634,6 +674,7 @@ int main(void)
 	tcase_add_test(tc, gone_before_request);
 	tcase_add_test(tc, gone_before_line);
 	tcase_add_test(tc, guest_to_host);
+	tcase_add_test(tc, confined);
 	tcase_add_test(tc, nobody_listens);
 
 	tc = new_case(suite, "ends");
