@@ -25,6 +25,10 @@ ifdef TSAN
 B := $(B)/tsan
 SANITIZE += -fsanitize=thread
 endif
+ifdef COVERAGE
+B := $(B)/coverage
+SANITIZE += -fprofile-instr-generate -fcoverage-mapping
+endif
 ifdef FUZZ
 B := $(B)/fuzz
 SANITIZE += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
