@@ -20,7 +20,6 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "../../vmm/machine.h"
 #include "../dest_parts.h"
 #include "source.h"
 
@@ -29,7 +28,6 @@
 #define LIAR_LIMIT (20 * NS_PER_MS)
 
 static unsigned variant;
-static struct chan serial;
 static struct hashes *model; /* the source's, which belongs to no receiver */
 
 /* ---- in front of the engine ---- */
@@ -42,7 +40,6 @@ int __wrap_hashes_from_ram(struct hashes *h, const struct ram *ram, int (*tick)(
 			   void *arg);
 void __real_vm_destroy_but_ram(struct vm *vm, struct ram *ram);
 void __wrap_vm_destroy_but_ram(struct vm *vm, struct ram *ram);
-void __wrap_host_memory_read(struct host_memory *m);
 
 static struct hashes *half_made; /* not the whole of RAM has been looked at */
 
@@ -88,29 +85,6 @@ void __wrap_hashes_free(struct hashes *h)
 	if (h == half_made)
 		half_made = NULL;
 	__real_hashes_free(h);
-}
-
-/* A small host, so that no input makes much of this one. */
-void __wrap_host_memory_read(struct host_memory *m)
-{
-	*m = (struct host_memory){.total = 32 * MIB, .available = GIB};
-}
-
-/* As instance.c: the machine of the source's description, but with paths and networks of here. */
-static int build(void *arg, struct vm_config *cfg, const struct cpuid *cpuid, struct vm **out,
-		 struct errmsg *err)
-{
-	const struct vm_devices *own = &guest_config(1)->devices;
-	struct vm_devices *d = &cfg->devices;
-
-	(void)arg;
-	for (uint32_t i = 0; i < d->n_disks; i++)
-		memcpy(d->disk[i].path, own->disk[0].path, sizeof(d->disk[i].path));
-	memcpy(d->vsock.path, own->vsock.path, sizeof(d->vsock.path));
-	memcpy(d->console.path, own->console.path, sizeof(d->console.path));
-	if (d->n_nets)
-		return errmsg_set(err, -ENOTSUP, "no networks here");
-	return machine_create(out, cfg, cpuid, guest_loop(), &serial, err);
 }
 
 /* ---- one move ---- */
@@ -181,7 +155,7 @@ static void check(struct move *m, struct vm *vm)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct move m;
-	struct receive_options opt = {.build = build, .keep_ns = KEEP_NS};
+	struct receive_options opt = {.build = guest_build, .keep_ns = KEEP_NS};
 	char uri[MIGRATE_URI_MAX], path[MIGRATE_URI_MAX];
 	struct errmsg err = {""};
 	pthread_t thread;
@@ -197,7 +171,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	guest_hello(variant);
 	guest_config(1);
 	fds = count_fds();
-	fuzz_need(chan_init(&serial) == 0, "no serial line");
 	snprintf(path, sizeof(path), "%s/receive", fuzz_folder());
 	snprintf(opt.uri, sizeof(opt.uri), "unix:%.200s", path);
 	ret = receive_listen(&m.receiver, &opt, uri, &err);
@@ -217,7 +190,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	vm_destroy(receive_vm(m.receiver));
 	receive_free(m.receiver);
 	source_free(&m.source);
-	chan_destroy(&serial);
 	fuzz_need(count_fds() == fds, "%u file descriptors before, %u after", fds, count_fds());
 	return 0;
 }

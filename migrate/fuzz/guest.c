@@ -128,6 +128,37 @@ int guest_quiesce(struct fuzz_guest *g, struct errmsg *err)
 	return q.ret;
 }
 
+/* ---- one that arrives ---- */
+
+void __wrap_host_memory_read(struct host_memory *m);
+
+/* A small host, so that no input makes much of this one. */
+void __wrap_host_memory_read(struct host_memory *m)
+{
+	*m = (struct host_memory){.total = 32 * MIB, .available = GIB};
+}
+
+int guest_build(void *arg, struct vm_config *cfg, const struct cpuid *cpuid, struct vm **out,
+		struct errmsg *err)
+{
+	const struct vm_devices *own = &guest_config(1)->devices;
+	struct vm_devices *d = &cfg->devices;
+	static struct chan serial;
+	static bool up;
+
+	(void)arg;
+	if (!up)
+		fuzz_need(chan_init(&serial) == 0, "no serial line");
+	up = true;
+	for (uint32_t i = 0; i < d->n_disks; i++)
+		memcpy(d->disk[i].path, own->disk[0].path, sizeof(d->disk[i].path));
+	memcpy(d->vsock.path, own->vsock.path, sizeof(d->vsock.path));
+	memcpy(d->console.path, own->console.path, sizeof(d->console.path));
+	if (d->n_nets)
+		return errmsg_set(err, -ENOTSUP, "no networks here");
+	return machine_create(out, cfg, cpuid, guest_loop(), &serial, err);
+}
+
 /* ---- what an honest source sends ---- */
 
 const struct sbuf *guest_state(unsigned variant)

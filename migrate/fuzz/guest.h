@@ -29,6 +29,13 @@ const struct cpuid *guest_cpuid(unsigned variant);
 void guest_create(struct fuzz_guest *g, unsigned variant);
 void guest_destroy(struct fuzz_guest *g);
 
+/*
+ * build() of receive_options, which a guest arrives by: the machine of the source's description,
+ * but with files and sockets of here, and without networks. One at a time; its owner's to destroy.
+ */
+int guest_build(void *arg, struct vm_config *cfg, const struct cpuid *cpuid, struct vm **out,
+		struct errmsg *err);
+
 /* Brings its devices to rest, as the engine does: on another thread than the loop's. */
 int guest_quiesce(struct fuzz_guest *g, struct errmsg *err);
 

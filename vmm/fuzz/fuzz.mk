@@ -21,13 +21,20 @@ fuzz_machine_wraps := kvm_ioeventfd kvm_irqfd ram_zero_pages virtq_pop virtq_unp
 fuzz_fake := vmm/fuzz/fake_kvm.o
 fuzz_fake_wraps := ioctl kvm_open
 fuzz_guest := $(fuzz_fake) migrate/fuzz/guest.o
+fuzz_guest_wraps := $(fuzz_fake_wraps) host_memory_read
 
 fuzz_wraps_blk := $(fuzz_machine_wraps) disk_image_open disk_image_acquire
 fuzz_parts_state := $(fuzz_guest)
-fuzz_wraps_state := $(fuzz_fake_wraps)
+fuzz_wraps_state := $(fuzz_guest_wraps)
 fuzz_parts_stream := $(fuzz_guest) migrate/fuzz/source.o
-fuzz_wraps_stream := $(fuzz_fake_wraps) hashes_free hashes_from_ram vm_destroy_but_ram \
-	host_memory_read
+fuzz_wraps_stream := $(fuzz_guest_wraps) hashes_free hashes_from_ram vm_destroy_but_ram
+fuzz_parts_control := $(fuzz_fake)
+fuzz_wraps_control := $(fuzz_fake_wraps) migrate_start
+# Nothing: what they feed needs no machine.
+fuzz_parts_options :=
+fuzz_wraps_options :=
+fuzz_parts_boot :=
+fuzz_wraps_boot :=
 
 fuzz_name = $(patsubst fuzz-%,%,$(notdir $(1)))
 fuzz_parts_of = $(addprefix $(B)/,$(if $(filter undefined,$(origin fuzz_parts_$(fuzz_name))),$(fuzz_machine),$(fuzz_parts_$(fuzz_name))))
