@@ -28,6 +28,8 @@ fuzz_parts_state := $(fuzz_guest)
 fuzz_wraps_state := $(fuzz_guest_wraps)
 fuzz_parts_stream := $(fuzz_guest) migrate/fuzz/source.o
 fuzz_wraps_stream := $(fuzz_guest_wraps) hashes_free hashes_from_ram vm_destroy_but_ram
+fuzz_parts_answers := $(fuzz_guest)
+fuzz_wraps_answers := $(fuzz_guest_wraps)
 fuzz_parts_control := $(fuzz_fake)
 fuzz_wraps_control := $(fuzz_fake_wraps) migrate_start
 # Nothing: what they feed needs no machine.
