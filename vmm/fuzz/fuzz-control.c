@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The control socket: any commands with members of any type, lines that are no JSON, to a guest on
- * a KVM that is none (fake_kvm.h). All of ctl.c and instance_ctl.c, over a real socket.
+ * a KVM that is none (fake_kvm.h), which runs, arrives, is lost in a handover, has ended or is
+ *being reset. All of ctl.c and instance_ctl.c, over a real socket. A move that is begun goes
+ *nowhere: of the engine only its public functions are there, and what they say is the input's.
  *
  * Whatever is asked,
  *
@@ -197,8 +199,69 @@ static unsigned count_lines(const struct text *t)
 
 /* ---- in front of the engine ---- */
 
+static uint8_t engine; /* what it says */
+static char nothing;   /* stands for a move, or a receiver */
+
 int __wrap_migrate_start(struct migration **out, struct vm *vm, const struct migrate_options *opt,
 			 void (*done)(void *arg), void *arg, struct errmsg *err);
+int __wrap_migrate_cancel(struct migration *m);
+void __wrap_migrate_tune(struct migration *m, const uint64_t *bandwidth,
+			 const uint64_t *downtime_ns);
+void __wrap_migrate_get_stats(struct migration *m, struct migrate_stats *out);
+int __wrap_receive_cancel(struct receiver *r);
+void __wrap_receive_get_stats(struct receiver *r, struct migrate_stats *out);
+
+static void make_stats(struct migrate_stats *st)
+{
+	*st = (struct migrate_stats){
+		.phase = engine % (MIGRATE_DONE + 1),
+		.status = engine % (MIGRATE_UNCERTAIN + 1),
+		.round = engine,
+		.total_ns = (uint64_t)engine << 30,
+		.ram_bytes = RAM_MIN,
+		.wire_bytes = UINT64_MAX >> engine % 64,
+		.rtt_ns = engine,
+		.connections = 1 + engine % MIGRATE_CONNECTIONS_MAX,
+		.vcpus = 1,
+		.bandwidth = (uint64_t)engine << 13,
+		.downtime_target_ns = engine,
+		.eta_ns = UINT64_MAX >> engine % 64,
+	};
+	snprintf(st->error.text, sizeof(st->error.text), "words of elsewhere: \xff\x1b");
+}
+
+int __wrap_migrate_cancel(struct migration *m)
+{
+	(void)m;
+	return engine & 1 ? -EALREADY : 0;
+}
+
+void __wrap_migrate_tune(struct migration *m, const uint64_t *bandwidth,
+			 const uint64_t *downtime_ns)
+{
+	(void)m;
+	fuzz_need(!bandwidth || !*bandwidth || *bandwidth >= MIGRATE_BANDWIDTH_MIN, "tuned to %llu",
+		  (unsigned long long)*bandwidth);
+	fuzz_need(!downtime_ns || *downtime_ns, "tuned to no pause at all");
+}
+
+void __wrap_migrate_get_stats(struct migration *m, struct migrate_stats *out)
+{
+	(void)m;
+	make_stats(out);
+}
+
+int __wrap_receive_cancel(struct receiver *r)
+{
+	(void)r;
+	return engine & 1 ? -EALREADY : 0;
+}
+
+void __wrap_receive_get_stats(struct receiver *r, struct migrate_stats *out)
+{
+	(void)r;
+	make_stats(out);
+}
 
 /* A move that would be begun now; it goes nowhere. */
 int __wrap_migrate_start(struct migration **out, struct vm *vm, const struct migrate_options *opt,
@@ -206,7 +269,7 @@ int __wrap_migrate_start(struct migration **out, struct vm *vm, const struct mig
 {
 	struct errmsg why = {""};
 
-	(void)out, (void)vm, (void)done, (void)arg;
+	(void)vm, (void)done, (void)arg;
 	fuzz_need(memchr(opt->uri, 0, sizeof(opt->uri)) && config_check_uri(opt->uri, &why) == 0,
 		  "a move to nowhere: %s", why.text);
 	fuzz_need(opt->downtime_ns > 0, "no pause is short enough");
@@ -223,7 +286,10 @@ int __wrap_migrate_start(struct migration **out, struct vm *vm, const struct mig
 	fuzz_need(memchr(opt->leave, 0, sizeof(opt->leave)) &&
 			  (!opt->leave[0] || opt->leave[0] == '/'),
 		  "memory left at %.20s", opt->leave);
-	return errmsg_set(err, -ECONNREFUSED, "nobody is there");
+	if (engine & 2)
+		return errmsg_set(err, -ECONNREFUSED, "nobody is there");
+	*out = (void *)&nothing;
+	return 0;
 }
 
 /* ---- the guest ---- */
@@ -252,6 +318,39 @@ static void make_guest(struct instance *in)
 	in->vm->on_end = on_end;
 	in->started_ns = now_ns();
 	vm_resume(in->vm, VM_PAUSE_START);
+}
+
+/* Other states than running. */
+static void set_state(struct instance *in, unsigned state)
+{
+	struct errmsg err = {""};
+
+	switch (state) {
+	case 1:
+		in->receiver = (void *)&nothing;
+		snprintf(in->receive_uri, sizeof(in->receive_uri), "unix:/\xc3/x");
+		vm_destroy(in->vm);
+		in->vm = NULL;
+		break;
+	case 2:
+		vm_pause(in->vm, VM_PAUSE_LOST);
+		fuzz_need(vm_quiesce_devices(in->vm, WAIT_NS, &err) == 0, "%s", err.text);
+		vm_release_devices(in->vm);
+		break;
+	case 3:
+		vm_set_end(in->vm, VM_END_POWEROFF, "it wanted to");
+		break;
+	case 4:
+		vm_destroy(in->vm);
+		in->vm = NULL;
+		break;
+	case 5:
+		make_stats(&in->last);
+		in->has_last = true;
+		break;
+	default:
+		break;
+	}
 }
 
 static void drop_guest(struct instance *in)
@@ -303,7 +402,20 @@ static unsigned check_answers(const char *data, size_t len)
 	return n;
 }
 
-/* Until the server has closed; what waits for something to happen is told that it will not. */
+/* A move has ended, as the engine says; or the process does, which answers everybody. */
+static void end_waiting(struct instance *in)
+{
+	if (engine & 4 && in->migration) {
+		make_stats(&in->last);
+		in->has_last = true;
+		in->migration = NULL;
+		instance_answer_migration(in);
+	} else {
+		instance_answer_all(in);
+	}
+}
+
+/* Until the server has closed; nobody waits for long for something to happen. */
 static size_t converse(struct instance *in, int fd, char *out, size_t room)
 {
 	uint64_t deadline = now_ns() + WAIT_NS;
@@ -321,7 +433,7 @@ static size_t converse(struct instance *in, int fd, char *out, size_t room)
 		fuzz_need(errno == EAGAIN, "the server broke off: %s", strerror(errno));
 		fuzz_need(len < room, "the server says too much");
 		fuzz_need(now_ns() < deadline, "no answer");
-		instance_answer_all(in);
+		end_waiting(in);
 		loop_step(&in->loop, NS_PER_MS);
 	}
 }
@@ -345,14 +457,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct text text;
 	struct fuzz_in in = {data, data + size};
 	struct sockaddr_un addr;
-	unsigned lines, answered;
+	unsigned lines, answered, state;
 	int listen_fd, fd;
 	struct ctl *ctl;
 	size_t len;
 
+	state = in_u8(&in) % 8;
+	engine = in_u8(&in);
 	make_text(&text, &in);
 	lines = count_lines(&text);
 	make_guest(&instance);
+	set_state(&instance, state);
 	listen_fd = listen_at(&addr);
 	fuzz_need(ctl_start(&ctl, &instance.loop, listen_fd, instance_handlers, &instance,
 			    CTL_IDLE_DEFAULT) == 0,

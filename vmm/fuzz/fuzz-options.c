@@ -10,6 +10,7 @@
 #include <stdio.h>
 
 #include "../../migrate/migrate.h"
+#include "../../migrate/uri.h"
 #include "../config.h"
 #include "../config_devices.h"
 #include "../ram.h"
@@ -185,7 +186,32 @@ static void parse_words(struct fuzz_in *in)
 		check_config(&cfg);
 }
 
+/* What a receiver is told of its own devices, put into those of a guest; paths become absolute. */
+static void put_here(const struct vm_devices *theirs, const struct vm_devices *ours)
+{
+	static struct vm_devices d;
+	struct errmsg err = {""};
+	int ret;
+
+	d = *theirs;
+	ret = config_override_devices(&d, ours, &err);
+	fuzz_need(ret == 0 || err.text[0], "devices are refused without a reason");
+	if (ret)
+		return;
+	ret = config_absolute_paths(&d, &err);
+	fuzz_need(ret == 0 || err.text[0], "paths are refused without a reason");
+	for (uint32_t i = 0; i < d.n_disks && ret == 0; i++)
+		fuzz_need(d.disk[i].path[0] == '/', "%s is no absolute path", d.disk[i].path);
+	err = (struct errmsg){""};
+	fuzz_need(config_choose_macs(&d, &err) == 0, "no addresses: %s", err.text);
+	for (uint32_t i = 0; i < d.n_nets; i++)
+		fuzz_need(!(d.net[i].mac[0] & 1), "the address of a group is a device's");
+	check_devices(&d);
+}
+
 /* ---- single values ---- */
+
+static struct vm_devices earlier; /* of the same input */
 
 static void parse_value(struct fuzz_in *in)
 {
@@ -210,6 +236,9 @@ static void parse_value(struct fuzz_in *in)
 			  level);
 	ret = config_check_uri(text, &err);
 	fuzz_need(ret == 0 || err.text[0], "a URI is refused without a reason");
+	err = (struct errmsg){""};
+	ret = uri_check(text, &err);
+	fuzz_need(ret == 0 || err.text[0], "a URI is refused without a reason");
 	memset(&d, 0, sizeof(d));
 	for (unsigned i = 0; i < 2; i++) {
 		int (*const parsers[])(struct vm_devices *, const char *, struct errmsg *) = {
@@ -223,12 +252,35 @@ static void parse_value(struct fuzz_in *in)
 		}
 	}
 	check_devices(&d);
+	put_here(&earlier, &d);
+	put_here(&d, &earlier);
+	earlier = d;
+}
+
+/* Texts about options, of which there is one for each command. */
+static void show_help(void)
+{
+	static bool shown;
+	FILE *f = shown ? NULL : fopen("/dev/null", "we");
+
+	if (!f)
+		return;
+	shown = true;
+	config_help(f);
+	config_list_options(f);
+	for (const struct command *c = commands; c->name; c++) {
+		fuzz_need(command_find(c->name) == c, "%s is not found", c->name);
+		config_command_help(c, f);
+	}
+	fclose(f);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct fuzz_in in = {data, data + size};
 
+	show_help();
+	memset(&earlier, 0, sizeof(earlier));
 	while (in_left(&in)) {
 		if (in_u8(&in) & 1)
 			parse_words(&in);

@@ -31,7 +31,8 @@ fuzz_wraps_stream := $(fuzz_guest_wraps) hashes_free hashes_from_ram vm_destroy_
 fuzz_parts_answers := $(fuzz_guest)
 fuzz_wraps_answers := $(fuzz_guest_wraps)
 fuzz_parts_control := $(fuzz_fake)
-fuzz_wraps_control := $(fuzz_fake_wraps) migrate_start
+fuzz_wraps_control := $(fuzz_fake_wraps) migrate_start migrate_cancel migrate_tune \
+	migrate_get_stats receive_cancel receive_get_stats
 # Nothing: what they feed needs no machine.
 fuzz_parts_options :=
 fuzz_wraps_options :=
