@@ -147,7 +147,7 @@ static void check(struct move *m, struct vm *vm)
 		fuzz_need(vm_paused(vm) & VM_PAUSE_START, "a guest runs that has not come");
 	if (!m->source.honest || m->source.phase != SOURCE_DONE)
 		return;
-	fuzz_need(st.status == MIGRATE_COMPLETED, "an honest source was refused: %s",
+	fuzz_need(vm && st.status == MIGRATE_COMPLETED, "an honest source was refused: %s",
 		  st.error.text);
 	check_content(m, vm);
 }

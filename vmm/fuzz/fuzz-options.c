@@ -167,12 +167,11 @@ static void parse_words(struct fuzz_in *in)
 	static struct config cfg;
 	struct errmsg err = {""};
 	const struct command *cmd = commands;
-	unsigned n = 0, options;
+	unsigned options;
 	int ret;
 
-	while (commands[n].name)
-		n++;
-	cmd = &commands[in_u8(in) % n];
+	for (unsigned n = in_u8(in) % 16; n && cmd[1].name; n--)
+		cmd++;
 	options = in_u8(in) % 8;
 	w.n = 0;
 	to_word(&w, cmd->name, strlen(cmd->name));
