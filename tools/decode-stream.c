@@ -329,13 +329,16 @@ static void fields_of_config(json_t *s, const struct vm_config *c)
 
 static void fields_of_hello(json_t *s, const char *tag, const struct hello *h)
 {
+	char seed[20];
+
 	if (strcmp(tag, "config") == 0) {
 		fields_of_config(s, &h->cfg);
 	} else if (strcmp(tag, "cpuid") == 0) {
 		field(s, "leaves", h->cpuid.n);
 	} else if (strcmp(tag, "options") == 0) {
 		field(s, "tsc_khz", h->tsc_khz);
-		field(s, "hash_seed", h->hash_seed);
+		snprintf(seed, sizeof(seed), "%016" PRIx64, h->hash_seed);
+		field_text(s, "hash_seed", seed);
 		field(s, "ram_used", h->ram_used);
 		field(s, "verify", h->verify);
 		field(s, "connections", h->connections);
