@@ -32,6 +32,10 @@ VERSION := $(VERSION)-faults
 FAULTS_CPPFLAGS := -DGODWIT_FAULTS
 FAULTS_LDFLAGS := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc
 endif
+ifdef COVERAGE
+B := $(B)/coverage
+SANITIZE += -fprofile-instr-generate -fcoverage-mapping
+endif
 ifdef FUZZ
 B := $(B)/fuzz
 SANITIZE += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all

@@ -103,7 +103,8 @@ static int prepare_table(struct receiver *r, const struct hello *h, bool before)
 	int ret;
 
 	/* The same source goes on: the table was kept, too. */
-	if (before && r->kept.session == r->session && r->hashes.seed == h->hash_seed)
+	if (before && r->kept.session == r->session && r->hashes.table &&
+	    r->hashes.seed == h->hash_seed)
 		return 0;
 	hashes_free(&r->hashes);
 	ret = hashes_init(&r->hashes, r->vm->ram.npages, h->hash_seed);
@@ -113,6 +114,9 @@ static int prepare_table(struct receiver *r, const struct hello *h, bool before)
 		load_base(r);
 	if (before || base)
 		ret = hashes_from_ram(&r->hashes, &r->vm->ram, dest_still_wanted, r);
+	/* One that was broken off would be kept, and tell of zeros where RAM holds something. */
+	if (ret)
+		hashes_free(&r->hashes);
 	return ret;
 }
 

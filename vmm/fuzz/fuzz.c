@@ -61,3 +61,17 @@ const char *fuzz_folder(void)
 	}
 	return folder;
 }
+
+void fuzz_need_marks(const struct ram *ram, const char *when)
+{
+	static const uint8_t zeros[PAGE_SIZE];
+	uint64_t first = 0, n;
+
+	for (; ram_next_populated(ram, &first, &n); first += n) {
+		for (uint64_t i = first; i < first + n; i++)
+			fuzz_need(ram->own_dirty[i / 64] >> i % 64 & 1 ||
+					  !memcmp(ram_page(ram, i), zeros, PAGE_SIZE),
+				  "%s: page %llu was stored into and is not marked", when,
+				  (unsigned long long)i);
+	}
+}

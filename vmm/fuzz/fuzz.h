@@ -22,6 +22,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../ram.h"
 #include "../util.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -38,6 +39,12 @@ _Noreturn void fuzz_bug(const char *fmt, ...) PRINTF(1, 2);
 
 /* A folder of this process's own for sockets and the like; it goes at the end. */
 const char *fuzz_folder(void);
+
+/*
+ * Pages of RAM that hold something and are not marked as stored into were not stored into by the
+ * functions of ram.h. `when` is for the message.
+ */
+void fuzz_need_marks(const struct ram *ram, const char *when);
 
 /* ---- the input ---- */
 

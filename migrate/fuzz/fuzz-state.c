@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The machine's state as a hostile source sends it: sections of each vCPU, the chips, the clock and
+ * every device, into a machine that waits for it.
+ *
+ * Whatever comes,
+ *
+ *	- it is refused with a reason, or taken;
+ *	- guest RAM is as it was, for state has no business there;
+ *	- what was taken is a state that can move on: it is saved, another machine takes it, and
+ *	  saves the same again but for what is time;
+ *	- the machine's devices go on, and come to rest once more.
+ */
+#include "../state.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#include "guest.h"
+
+/* Sections that may differ from one save to the next. */
+static bool is_time(const char *tag)
+{
+	return !strcmp(tag, "clock") || !strcmp(tag, "pit") || !strcmp(tag, "rtc") ||
+	       !strcmp(tag, "acpi-pm");
+}
+
+static void save(struct fuzz_guest *g, struct sbuf *s, const char *what)
+{
+	struct errmsg err = {""};
+
+	sb_init_save(s);
+	fuzz_need(state_save(g->vm, 0, s, &err) == 0, "%s cannot be saved: %s", what, err.text);
+}
+
+static void compare(const struct sbuf *a, const struct sbuf *b)
+{
+	struct sb_section x, y;
+	struct sbuf s, t, s_body, t_body;
+
+	sb_init_load(&s, a->data, a->len);
+	sb_init_load(&t, b->data, b->len);
+	while (sb_section_next(&s, &x, &s_body) > 0) {
+		fuzz_need(sb_section_next(&t, &y, &t_body) > 0 && !strcmp(x.tag, y.tag),
+			  "section %s %u is gone", x.tag, x.instance);
+		if (is_time(x.tag))
+			continue;
+		fuzz_need(s_body.len == t_body.len && !memcmp(s_body.data, t_body.data, s_body.len),
+			  "section %s %u is not the same once loaded", x.tag, x.instance);
+	}
+}
+
+/* What was taken moves on. */
+static void move_on(struct fuzz_guest *from, unsigned variant)
+{
+	struct errmsg err = {""};
+	struct sbuf first, second;
+	struct fuzz_guest to;
+
+	save(from, &first, "what was taken");
+	guest_create(&to, variant);
+	fuzz_need(state_load(to.vm, first.data, first.len, &err) == 0,
+		  "what one machine took and saved another one refuses: %s", err.text);
+	save(&to, &second, "what was taken twice");
+	compare(&first, &second);
+	sb_free(&first);
+	sb_free(&second);
+	guest_destroy(&to);
+}
+
+static void go_on(struct fuzz_guest *g)
+{
+	struct errmsg err = {""};
+
+	vm_resume_devices(g->vm);
+	for (unsigned i = 0; i < 3; i++)
+		loop_step(g->loop, 0);
+	fuzz_need(guest_quiesce(g, &err) == 0, "devices do not come to rest: %s", err.text);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct fuzz_in in = {data, data + size};
+	unsigned variant = in_u8(&in) % GUEST_VARIANTS, fds;
+	const struct sbuf *honest = guest_state(variant);
+	struct errmsg err = {""};
+	struct fuzz_guest g;
+	struct sbuf state;
+	bool lies;
+	int ret;
+
+	lies = sections_edit(honest, &in, &state);
+	fds = count_fds();
+	guest_create(&g, variant);
+	ret = state_load(g.vm, state.data, state.len, &err);
+	fuzz_need(ram_used(&g.vm->ram) == 0, "loading state has stored into RAM");
+	fuzz_need(ret == 0 || lies, "an honest state is refused: %s", err.text);
+	fuzz_need(ret == 0 || err.text[0], "refused without a reason: %s", strerror(-ret));
+	if (ret == 0) {
+		move_on(&g, variant);
+		go_on(&g);
+		fuzz_need_marks(&g.vm->ram, "after a load");
+	}
+	guest_destroy(&g);
+	sb_free(&state);
+	fuzz_need(count_fds() == fds, "%u file descriptors before, %u after", fds, count_fds());
+	return 0;
+}
