@@ -61,11 +61,14 @@ static void receive_at(struct dest *d, const char *name, const char *uri, const 
 	dest_start(d, name, uri, w.w[0], w.w[1], w.w[2], "--keep=60s", "--json", NULL);
 }
 
+/* How long a slow host hashes at the pause is no matter here. */
+#define DOWNTIME "--downtime=20s"
+
 static struct proc *move_as(struct guest *g, const char *uri, const char *who, const char *more)
 {
 	struct words w = words_of(who);
 
-	return move_start(g, uri, w.w[0], w.w[1], w.w[2], "--verify=full", more, NULL);
+	return move_start(g, uri, w.w[0], w.w[1], w.w[2], "--verify=full", DOWNTIME, more, NULL);
 }
 
 static void start(struct guest *g, const char *ram, const char *work)
@@ -163,7 +166,8 @@ START_TEST(goes_silent)
 	dest_start(&d, "t-1", URI, b.w[0], b.w[1], b.w[2], "--keep=60s", "--peer-timeout=10m",
 		   NULL);
 	move_report(move_start(&g, planned_link(&d, &plan), a.w[0], a.w[1], a.w[2],
-			       "--reconnect=60s", "--peer-timeout=2s", "--verify=full", NULL),
+			       "--reconnect=60s", "--peer-timeout=2s", "--verify=full", DOWNTIME,
+			       NULL),
 		    0, &m, MOVE_MS);
 	guest_moved(&g, &d);
 	need(json_num(m.json, "reconnects") >= 1, "%s", json_dumps(m.json, JSON_COMPACT));
