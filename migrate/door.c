@@ -192,7 +192,7 @@ static bool let_in(struct door *d, const struct arrival *a)
 	return in;
 }
 
-/* Whoever does not even try to speak TLS, but godwit's protocol, is one who forgot to. */
+/* Does he speak godwit's plain protocol, by his first byte? Then he forgot to say tls:. */
 static bool is_plain(int fd)
 {
 	char first = 0;
@@ -218,7 +218,7 @@ static int check_peer(struct door *d, struct arrival *a, uint64_t deadline)
 		ret = read_prelude(d, a, deadline);
 		if (ret)
 			return ret;
-		note_refusal(d, "it does not speak TLS, but godwit's plain protocol");
+		note_refusal(d, "it does not speak TLS");
 		turn_away(a, 1, ONLY_TLS);
 		return 1;
 	}

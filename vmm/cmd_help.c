@@ -31,9 +31,8 @@ void cmd_warn_exposed(const struct config *cfg, const char *uri, bool listens)
 {
 	if (cfg->insecure || !migrate_is_exposed(uri, listens))
 		return;
-	log_warn("%s: nothing protects the guest's memory on its way, or keeps others from %s: use "
-		 "a "
-		 "tls: URI, or say --insecure where the network is trusted",
+	log_warn("%s: nothing protects the guest's memory on its way, or keeps others from %s: "
+		 "use a tls: URI, or say --insecure where the network is trusted",
 		 uri, listens ? "sending a guest" : "taking it");
 }
 

@@ -3,10 +3,13 @@
  * Guests that move over protected connections: to those who may have them, and to nobody else;
  * also when connections break.
  */
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "../../migrate/tests/tls-certs.h"
@@ -61,11 +64,14 @@ static void receive_at(struct dest *d, const char *name, const char *uri, const 
 	dest_start(d, name, uri, w.w[0], w.w[1], w.w[2], "--keep=60s", "--json", NULL);
 }
 
+/* How long a slow host hashes at the pause is no matter here. */
+#define DOWNTIME "--downtime=20s"
+
 static struct proc *move_as(struct guest *g, const char *uri, const char *who, const char *more)
 {
 	struct words w = words_of(who);
 
-	return move_start(g, uri, w.w[0], w.w[1], w.w[2], "--verify=full", more, NULL);
+	return move_start(g, uri, w.w[0], w.w[1], w.w[2], "--verify=full", DOWNTIME, more, NULL);
 }
 
 static void start(struct guest *g, const char *ram, const char *work)
@@ -163,7 +169,8 @@ START_TEST(goes_silent)
 	dest_start(&d, "t-1", URI, b.w[0], b.w[1], b.w[2], "--keep=60s", "--peer-timeout=10m",
 		   NULL);
 	move_report(move_start(&g, planned_link(&d, &plan), a.w[0], a.w[1], a.w[2],
-			       "--reconnect=60s", "--peer-timeout=2s", "--verify=full", NULL),
+			       "--reconnect=60s", "--peer-timeout=2s", "--verify=full", DOWNTIME,
+			       NULL),
 		    0, &m, MOVE_MS);
 	guest_moved(&g, &d);
 	need(json_num(m.json, "reconnects") >= 1, "%s", json_dumps(m.json, JSON_COMPACT));
@@ -285,6 +292,48 @@ START_TEST(wrong_words)
 }
 END_TEST
 
+/* The same of the control socket, for programs. */
+START_TEST(asked_by_programs)
+{
+	static const struct {
+		const char *request, *answer;
+	} asked[] = {
+		{"{\"cmd\":\"migrate\",\"uri\":\"tls:h:1\"}\n", "a tls: URI needs"},
+		{"{\"cmd\":\"migrate\",\"uri\":\"tls:h:1\",\"tls_psk\":\"x\"}\n",
+		 "tls_psk is not an absolute path"},
+		{"{\"cmd\":\"migrate\",\"uri\":\"tls:h:1\",\"tls_psk\":\"/none\"}\n",
+		 "--tls-psk /none: No such file"},
+		{"{\"cmd\":\"migrate\",\"uri\":\"tcp:h:1\",\"tls_psk\":\"/none\"}\n",
+		 "are for a tls: URI"},
+	};
+	struct sockaddr_un un = {.sun_family = AF_UNIX};
+	struct timeval tv = {.tv_sec = harness_slow(20000) / 1000};
+	struct guest g;
+	FILE *f;
+	int fd;
+
+	start(&g, "32M", "ws=4M report=0");
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+	snprintf(un.sun_path, sizeof(un.sun_path), "%s/%s.sock", getenv("GODWIT_RUNDIR"), g.name);
+	need(connect(fd, (struct sockaddr *)&un, sizeof(un)) == 0, "%s", strerror(errno));
+	f = fdopen(fd, "r+");
+	ck_assert_ptr_nonnull(f);
+	for (int i = 0; i < COUNT(asked); i++) {
+		char line[4096] = "";
+
+		need(write(fd, asked[i].request, strlen(asked[i].request)) > 0, "%s",
+		     strerror(errno));
+		need(fgets(line, sizeof(line), f), "no answer to %s", asked[i].request);
+		need(strstr(line, "\"ok\":false") && strstr(line, asked[i].answer),
+		     "'%s' does not say '%s'", line, asked[i].answer);
+	}
+	fclose(f);
+	intact(&g);
+	finish(&g);
+}
+END_TEST
+
 /* Files are where the user stands who says `migrate`, not where the guest was started. */
 START_TEST(relative_paths)
 {
@@ -345,6 +394,7 @@ int main(void)
 	tcase_add_loop_test(harness_case(s, "refuses", 120), refuses, 0, COUNT(refused));
 	tc = harness_case(s, "words", 120);
 	tcase_add_test(tc, wrong_words);
+	tcase_add_test(tc, asked_by_programs);
 	tcase_add_test(tc, relative_paths);
 	tcase_add_test(tc, warns);
 	return harness_main(s);
