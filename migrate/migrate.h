@@ -201,7 +201,8 @@ struct migration;
 /*
  * Starts moving vm away; returns at once. done(arg) runs on the loop's thread when it has ended;
  * then stats are final. The VM must outlive the migration. -EBUSY when one runs already, -EINVAL
- * for a bad URI or credentials, -errno.
+ * for a bad URI or credentials, -errno. From a confined thread by confine_call(): its own inherit
+ * the filters.
  *
  * When it completed, the machine has ended with VM_END_MOVED. When it failed or was cancelled it
  * runs as before. When uncertain, it is paused with VM_PAUSE_LOST.

@@ -16,24 +16,24 @@
  *
  * vcpu and loop threads, which are all that a guest can reach, cannot open files, make or connect
  * sockets, start programs or threads, signal others, nor map memory that can be executed. Where the
- * kernel has Landlock, they could not open, bind or connect anything if they were let, either.
+ * kernel has Landlock, they could neither open a file nor bind or connect TCP if a call let them.
  *
  * A reset, a lost network, a guest's connection to a vsock port of the host and the start of a move
  * need more than that. They are functions that the loop's thread, or a vCPU's, has run by the
- * helper, a thread of its own (confine_call()), and waits for. It begins as a launcher, so that
- *what it starts can be anything, and becomes a helper once it is known that the guest has no
- *network of passt's (which is a program that is started anew when it was lost). Threads inherit the
- *filters of the one that makes them, and can only add to them: hence a helper that is there before
- *anything is confined makes the threads of moves, and of vCPUs after a reset, which take their
- *roles themselves.
+ * helper, a thread of its own, and waits for (confine_call()). That one begins as a launcher, and
+ * becomes a helper once it is known that the guest has no network through passt, a program that is
+ * started anew when it was lost. Threads inherit the filters of the one that makes them, and can
+ * only add to them. So the helper is made before anything is confined, and makes the threads of
+ * moves, and those of the vCPUs after a reset; they take their roles themselves.
  *
  * This does not part threads from each other's memory: who can write anywhere can have the helper
- * do something else. It makes that much harder than a call, and what the helper itself may not do
- * (and with it the whole process) is refused in any case. It is one wall more, not the only one.
+ * do something else. It makes that much harder than a call, and what the helper itself may not do,
+ * and with it the whole process, is refused in any case. It is one wall more, not the only one.
  *
  * What is not allowed fails with EPERM, and the guest goes on: no harm comes of it that way
  * either, and a call that was forgotten here costs what wanted it and not the guest. With
- * CONFINE_LOG each such call is said on stderr besides, by name, with its thread and role.
+ * CONFINE_LOG each such call is said on stderr besides, by name, with its thread and role; but for
+ * a launcher's, whose filter goes on in programs that know nothing of that.
  *
  * Kernel documentation: userspace-api/seccomp_filter.rst, userspace-api/landlock.rst,
  * userspace-api/no_new_privs.rst; io_uring_register_restrictions(3).

@@ -385,8 +385,7 @@ int confine_make_filter(enum confine_role role, bool report, struct sock_fprog *
 
 	if (!f)
 		return errmsg_set(err, -ENOMEM, "no memory for a seccomp filter");
-	/* The calls of other architectures, which have other numbers: nobody makes those by
-	 * mistake. */
+	/* The numbers of other architectures: nobody calls by those by mistake. */
 	ret = seccomp_attr_set(f, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
 	if (ret == 0)
 		ret = launcher ? add_never(f) : add_rules(f, 1U << role);

@@ -13,9 +13,10 @@
  *	       v                            v
  *	     ended: nothing came           uncertain: paused until the user decides
  *
- * Everything here runs on the loop's thread but for build(), by which an arriving guest's machine
- * is made. What ends an operation (a machine's end, a migration's) is handled by a task of the
- * instance's own, never within the callback that tells of it: the handler frees what called.
+ * Everything here runs on the loop's thread. What opens files, makes machines or starts threads it
+ * has done by the helper (confine.h), and waits for it. What ends an operation (a machine's end, a
+ * migration's) is handled by a task of the instance's own, never within the callback that tells of
+ * it: the handler frees what called.
  */
 #ifndef GODWIT_INSTANCE_H
 #define GODWIT_INSTANCE_H

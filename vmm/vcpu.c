@@ -233,8 +233,11 @@ static bool park(struct vcpu *v)
 static void *vcpu_thread(void *arg)
 {
 	struct vcpu *v = arg;
+	char name[16];
 	bool go;
 
+	snprintf(name, sizeof(name), "vcpu%u", v->id);
+	pthread_setname_np(pthread_self(), name);
 	confine_thread(v->vm->cfg.confine, CONFINE_VCPU);
 	go = park(v);
 	while (go) {
@@ -270,7 +273,6 @@ int vcpu_start(struct vcpu *v, struct errmsg *err)
 {
 	struct sigaction sa = {.sa_sigaction = on_kick, .sa_flags = SA_SIGINFO};
 	sigset_t block, old;
-	char name[16];
 	int ret;
 
 	sigemptyset(&sa.sa_mask);
@@ -286,7 +288,5 @@ int vcpu_start(struct vcpu *v, struct errmsg *err)
 	if (ret)
 		return errmsg_set(err, ret, "thread of vCPU %u: %s", v->id, strerror(-ret));
 	v->thread_started = true;
-	snprintf(name, sizeof(name), "vcpu%u", v->id);
-	pthread_setname_np(v->thread, name);
 	return 0;
 }

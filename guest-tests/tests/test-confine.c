@@ -167,6 +167,7 @@ START_TEST(taken_over_later)
 	proc_expect(there, "^virtio durable ", LINE_MS);
 	proc_send(there, "b");
 	disks_ready(there, &d, 1);
+	disk_works(there);
 	disks_quit(there, &d, 1);
 	attacks_failed(there, "vcpu", 2, true);
 	attacks_failed(there, "loop", 1, true);
@@ -394,6 +395,7 @@ START_TEST(user_network)
 	need(pid > 0, "no passt after a move");
 	need(kill(pid, SIGKILL) == 0, "%s", strerror(errno));
 	proc_expect_err(g.proc, "net 0: passt works again", LINE_MS);
+	disk_works(g.proc);
 	disks_quit(g.proc, &disk, 1);
 	need_content(g.proc);
 }
