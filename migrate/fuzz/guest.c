@@ -315,7 +315,8 @@ static void edit(struct parts *p, struct fuzz_in *in)
 		break;
 	default:
 		part->sec.flags ^= in_u8(in);
-		part->sec.tag[in_u8(in) % (SB_TAG_LEN - 1)] = (char)in_u8(in);
+		j = in_u8(in) % (SB_TAG_LEN - 1);
+		part->sec.tag[j] = (char)in_u8(in);
 	}
 }
 
