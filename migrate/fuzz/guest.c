@@ -63,8 +63,9 @@ struct loop *guest_loop(void)
 	static struct loop loop;
 	static bool up;
 
-	if (!up)
-		fuzz_need(loop_init(&loop) == 0, "no loop");
+	if (up)
+		return &loop;
+	fuzz_need(loop_init(&loop) == 0, "no loop");
 	up = true;
 	return &loop;
 }
@@ -147,9 +148,11 @@ int guest_build(void *arg, struct vm_config *cfg, const struct cpuid *cpuid, str
 	static bool up;
 
 	(void)arg;
-	if (!up)
-		fuzz_need(chan_init(&serial) == 0, "no serial line");
-	up = true;
+	/* That of the one before, which is gone: nothing of it is to be seen. */
+	if (up)
+		chan_destroy(&serial);
+	up = chan_init(&serial) == 0;
+	fuzz_need(up, "no serial line");
 	for (uint32_t i = 0; i < d->n_disks; i++)
 		memcpy(d->disk[i].path, own->disk[0].path, sizeof(d->disk[i].path));
 	memcpy(d->vsock.path, own->vsock.path, sizeof(d->vsock.path));
@@ -312,7 +315,8 @@ static void edit(struct parts *p, struct fuzz_in *in)
 		break;
 	default:
 		part->sec.flags ^= in_u8(in);
-		part->sec.tag[in_u8(in) % (SB_TAG_LEN - 1)] = (char)in_u8(in);
+		j = in_u8(in) % (SB_TAG_LEN - 1);
+		part->sec.tag[j] = (char)in_u8(in);
 	}
 }
 

@@ -403,13 +403,13 @@ static void desc_zero(struct source *s, struct building *b, unsigned slot, struc
 
 static void desc_lie(struct source *s, struct building *b, struct fuzz_in *in)
 {
-	struct wire_desc d = {
-		.index = in_u16(in),
-		.count = in_u16(in),
-		.kind = in_u8(in) % 8,
-		.hash = {in_u8(in), in_u8(in)},
-	};
+	struct wire_desc d = {0};
 
+	/* One after the other: the order within an initializer is the compiler's. */
+	d.index = in_u16(in);
+	d.count = in_u16(in);
+	d.kind = in_u8(in) % 8;
+	d.hash.low = in_u8(in);
 	if (in_u8(in) & 1)
 		d.index = in_u64(in);
 	if (in_u8(in) & 1)
@@ -481,8 +481,11 @@ static void send_pages(struct source *s, struct fuzz_in *in)
 		b.head.delta += in_u16(in);
 	if (how & 16)
 		b.head.packed ^= in_u16(in);
-	if (how & 32 && b.n)
-		b.content[in_u16(in) % b.n] ^= 1 + in_u8(in) % 255;
+	if (how & 32 && b.n) {
+		size_t at = in_u16(in) % b.n;
+
+		b.content[at] ^= 1 + in_u8(in) % 255;
+	}
 	if (how & 64 && n)
 		b.desc[in_u8(in) % n].hash.low ^= 1;
 	if (how & 128)
@@ -652,6 +655,8 @@ static void send_raw(struct source *s, struct fuzz_in *in)
 
 static void act(struct source *s, struct fuzz_in *in)
 {
+	unsigned which;
+
 	switch (in_u8(in) % 18) {
 	case 0:
 		send_hello(s, in);
@@ -696,7 +701,8 @@ static void act(struct source *s, struct fuzz_in *in)
 		come_back(s, in_u8(in));
 		break;
 	case 16:
-		join(s, 1 + in_u8(in) % (SOURCE_CONNS - 1), in_u8(in));
+		which = 1 + in_u8(in) % (SOURCE_CONNS - 1);
+		join(s, which, in_u8(in));
 		s->honest = false;
 		break;
 	default:
