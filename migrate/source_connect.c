@@ -29,12 +29,19 @@
 /* What listens for the destination, a tunnel perhaps, may need so long to be there again. */
 #define GONE_LIMIT (10 * NS_PER_SEC)
 
+/*
+ * A move that is late finds out by itself and says why, unless it waits for a destination that says
+ * nothing but that it lives: that is waited for so much longer than the time allowed.
+ */
+#define LATE_LIMIT (5 * NS_PER_SEC)
+
 static int connect_to(struct migration *m)
 {
 	int ret = dial(&m->conn, m->opt.uri, m->tls, m->opt.peer_timeout_ns, m->cancel_fd, &m->err);
 
 	if (ret)
 		return ret;
+	m->conn.deadline_ns = m->deadline_ns + MIN(LATE_LIMIT, UINT64_MAX - m->deadline_ns);
 	m->conn.rate = &m->rate;
 	conn_set_limit(&m->conn, m->opt.peer_timeout_ns);
 	return 0;

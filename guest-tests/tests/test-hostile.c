@@ -398,7 +398,7 @@ struct fake {
 	int listen_fd, fd;
 	size_t got;
 	struct wire_prelude prelude;
-	bool sent;
+	bool sent, stays;
 };
 
 static void fake_read(void *arg, int fd, short revents)
@@ -425,7 +425,8 @@ static void fake_read(void *arg, int fd, short revents)
 	if (f->session && f->b.len >= sizeof(f->prelude))
 		memcpy(f->b.data + offsetof(struct wire_prelude, session), &f->prelude.session, 8);
 	send_all(fd, f->b.data, f->b.len);
-	shutdown(fd, SHUT_WR);
+	if (!f->stays)
+		shutdown(fd, SHUT_WR);
 }
 
 static void fake_accept(void *arg, int fd, short revents)
@@ -453,6 +454,31 @@ START_TEST(bad_dest)
 	need(s.m.rounds == 0 && s.m.downtime_ms <= 0, "it had begun");
 	need_plain(s.migrate);
 	need_plain(s.g.proc);
+	source_owns(&s);
+}
+END_TEST
+
+/* It answers HELLO with nothing but that it lives, for as long as one waits. */
+START_TEST(only_lives)
+{
+	static struct fake f = {.session = true, .stays = true};
+	uint64_t end = harness_now_ms() + (uint64_t)harness_slow(60000);
+	struct scene s;
+
+	add_prelude(&f.b, WIRE_VERSION, WIRE_MIN_VERSION);
+	scene_start(&s, "unix:");
+	f.listen_fd = relay_listen("unix:", f.uri);
+	harness_watch(f.listen_fd, POLLIN, fake_accept, &f);
+	s.migrate = move_start(&s.g, f.uri, "--timeout=2s", NULL);
+	for (uint32_t seq = 0; proc_running(s.migrate); harness_pump(200)) {
+		need(harness_now_ms() < end, "it is waited for without end");
+		if (!f.sent)
+			continue;
+		f.b.len = 0;
+		add_frame(&f.b, WIRE_IDLE, seq++, NULL, 0, 0);
+		send_all(f.fd, f.b.data, f.b.len);
+	}
+	scene_report(&s, 1, "does not answer in the time allowed");
 	source_owns(&s);
 }
 END_TEST
@@ -938,6 +964,7 @@ int main(void)
 	tcase_add_loop_test(harness_case(s, "silent", 60), silent, 0, 2);
 	tcase_add_test(harness_case(s, "versions", 60), versions_told);
 	tcase_add_loop_test(harness_case(s, "dest", 60), bad_dest, 0, N_DESTS);
+	tcase_add_test(harness_case(s, "only-lives", 120), only_lives);
 	tcase_add_test(harness_case(s, "tape", 60), tape_is_good);
 	tcase_add_test(harness_case(s, "early", 60), too_early);
 	tcase_add_test(harness_case(s, "mutated", 300), mutated);
