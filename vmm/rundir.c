@@ -16,8 +16,8 @@
 #include "util.h"
 
 #define NAMES_TRIED 10000
-#define LOCK_BUSY_NS                                                                               \
-	(200 * NS_PER_MS) /* what is done with a lock before listening is a few calls */
+/* What is done with a lock before listening is a few calls; on a busy host they may take long. */
+#define LOCK_BUSY_NS (2 * NS_PER_SEC)
 
 int rundir_path(char dir[RUNDIR_PATH_MAX], bool create, struct errmsg *err)
 {
