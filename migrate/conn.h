@@ -22,7 +22,7 @@
  * waiting for the send, and whoever does so watches all that is watched there.
  *
  * A protected connection (tls.h) is a socket here like any other, whose other end is this
- *process's: what is asked of the kernel about TCP, it is asked about the socket behind it.
+ * process's: what is asked of the kernel about TCP, it is asked about the socket behind it.
  *
  * Large batches are first sent without a copy (IORING_OP_SEND_ZC): the socket then refers to the
  * batch's own memory, which is free again only when the peer has acknowledged it and the kernel

@@ -17,8 +17,8 @@
  *
  * A page that the host has no memory for, because the guest never touched it or gave it back, is
  * told as a hole without being read: a move must not make the guest larger, on either side. (One
- *that is given back just before its copy is allocated again by it. That costs little, and it is
- *sent as zeros all the same.)
+ * that is given back just before its copy is allocated again by it. That costs little, and it is
+ * sent as zeros all the same.)
  */
 #ifndef GODWIT_MIGRATE_PAGES_H
 #define GODWIT_MIGRATE_PAGES_H
@@ -35,7 +35,8 @@
 #include "pack.h"
 
 #define PAGES_RANGE_WORDS                                                                          \
-	(RAM_HOLES_MAX / 64) /* so many pages are cleared, then read, at a time                    \
+	(RAM_HOLES_MAX /                                                                           \
+	 64) /* so many pages are cleared, then read, at a time                    \
 			      */
 
 /* Stored by one thread; others may look. */

@@ -10,9 +10,10 @@
  *	pause		when the pages left are expected to fit what is allowed. A few short rounds
  *			may come before it, as long as each makes the pause notably shorter.
  *	not converging	by the latest four rounds, three times in a row: neither is the shortest
- *pause of the two later ones notably shorter than that of the two before, nor has it become so over
- *the last two. A burst that passes, or a link that was slow for a while, make the pause longer
- *once, and then it falls; a guest that only writes ever again what it just wrote stays where it is.
+ *			pause of the two later ones notably shorter than that of the two before,
+ *			nor has it become so over the last two. A burst that passes, or a link that
+ *			was slow for a while, make the pause longer once, and then it falls; a
+ *			guest that only writes ever again what it just wrote stays where it is.
  *	slower guest	by the ratio of the next round's length to this one's: below 1 rounds become
  *			shorter. A vCPU that runs half as long writes half as much, as long as it is
  *			not the same pages again: those are found out by doing it, in steps.

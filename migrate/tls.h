@@ -22,11 +22,11 @@
  * shows one of the CA, for its purpose (if it names purposes: serverAuth for a destination,
  * clientAuth for a source), in its time; the source also holds the destination's names against the
  * host in the URI, or against --tls-name. Any source with a certificate of the CA may offer a
- *guest: the CA should be one for such hosts alone. With a pre-shared key (--tls-psk) whoever has
- *the key is trusted, in both roles. Either way keys of a connection are fresh (ephemeral
- *Diffie-Hellman): what was recorded cannot be read later with a stolen key, nor be played again.
- *There are no session tickets and no early data. Revocation lists are not looked at: short-lived
- *certificates are the remedy.
+ * guest: the CA should be one for such hosts alone. With a pre-shared key (--tls-psk) whoever has
+ * the key is trusted, in both roles. Either way keys of a connection are fresh (ephemeral
+ * Diffie-Hellman): what was recorded cannot be read later with a stolen key, nor be played again.
+ * There are no session tickets and no early data. Revocation lists are not looked at: short-lived
+ * certificates are the remedy.
  *
  * What it does not do: hide how much is sent and when, or protect what is on the hosts themselves.
  * A peer that has shown nothing yet costs the receiver one handshake at a time, within the limit of

@@ -13,7 +13,8 @@
 #include "rundir.h"
 
 #define LIST_TIMEOUT                                                                               \
-	(2 * NS_PER_SEC) /* for each guest: one that hangs must not hide the others                \
+	(2 *                                                                                       \
+	 NS_PER_SEC) /* for each guest: one that hangs must not hide the others                \
 			  */
 #define STOP_TIMEOUT (30 * NS_PER_SEC)
 #define END_TIMEOUT (30 * NS_PER_SEC) /* for a process to give back a large guest's memory */

@@ -14,7 +14,8 @@
 #include "rundir.h"
 
 #define LINE_MAX_BYTES                                                                             \
-	(16 * MIB) /* of an answer: its length is the server's, not ours to trust                  \
+	(16 *                                                                                      \
+	 MIB) /* of an answer: its length is the server's, not ours to trust                  \
 		    */
 
 int ctl_connect(struct ctl_conn *c, const char *name, struct errmsg *err)

@@ -8,9 +8,10 @@
  * is come to or the N-th. Places are counted from when fault_arm() was called, as a migration
  * begins: what comes before is of no interest.
  *
- *	kill@send-COMMIT	the process dies before the frame is sent, or when it has come
- *(recv-) cut@recv-STATE		the connection breaks there delay@send-READY	for
- *FAULT_DELAY_NS nothing goes on wire@send-PAGES		a bit is wrong of what is sent
+ *	kill@send-COMMIT	the process dies before the frame is sent; recv-: when it has come
+ *	cut@recv-STATE		the connection breaks there
+ *	delay@send-READY	nothing goes on for FAULT_DELAY_NS
+ *	wire@send-PAGES		a bit is wrong of what is sent
  *	short@send		the kernel takes only a part of what is to be sent
  *	ram@stored		a bit of a page turns after the page has been stored
  *	dirty@harvest		a page's dirty bit gets lost

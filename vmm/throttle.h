@@ -9,7 +9,7 @@
  *	nap = CPU time used * percent / (100 - percent)
  *
  * A vCPU that is idle, less than 3 % of the time busy, is not slowed. A slice is 1 to 5 ms: such
- *that slice and nap take 10 ms together, as far as that goes.
+ * that slice and nap take 10 ms together, as far as that goes.
  *
  * The signal may come just before KVM_RUN, so the handler sets immediate_exit; the timer is armed
  * after that was last cleared. A nap is taken where a thread parks, for the same reason (vcpu.c),

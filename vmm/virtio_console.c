@@ -7,7 +7,7 @@
  *
  * Nobody holds a chain while the loop turns. A buffer to send that is larger than the room in
  * `out`, or than a turn, is put back, and tx_done remembers how much of it was taken; a buffer to
- *fill is put back when the peer has nothing to say. So there is never a request in flight.
+ * fill is put back when the peer has nothing to say. So there is never a request in flight.
  *
  * `in` is empty but for what was taken off a socket ahead of the guest's buffers: at a pause, and
  * from a peer that has gone.

@@ -24,7 +24,7 @@
  *	wire/content	the same against the bytes of the pages that hold something
  *
  * What protection costs is measured against godwit without it, on loopback, where nothing else
- *limits a move: with a pre-shared key, which after the handshake is the same as with certificates.
+ * limits a move: with a pre-shared key, which after the handshake is the same as with certificates.
  *
  * Both sides are started and the guest has filled its memory before anything is measured. Memory
  * that the destination will need is in use, by this tool, until right before the move: a host that

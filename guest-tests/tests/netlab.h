@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A bad network for a test: two hosts and the link between them, by tools/netrelay, whose --help
- *says what a link can be like. They live as long as the test, however it ends.
+ * says what a link can be like. They live as long as the test, however it ends.
  *
  *	struct netlab l;
  *

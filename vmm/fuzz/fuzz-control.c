@@ -2,8 +2,8 @@
 /*
  * The control socket: any commands with members of any type, lines that are no JSON, to a guest on
  * a KVM that is none (fake_kvm.h), which runs, arrives, is lost in a handover, has ended or is
- *being reset. All of ctl.c and instance_ctl.c, over a real socket. A move that is begun goes
- *nowhere: of the engine only its public functions are there, and what they say is the input's.
+ * being reset. All of ctl.c and instance_ctl.c, over a real socket. A move that is begun goes
+ * nowhere: of the engine only its public functions are there, and what they say is the input's.
  *
  * Whatever is asked,
  *

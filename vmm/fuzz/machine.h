@@ -12,7 +12,7 @@
  *
  * An input is which variant of the device and which features, then actions (machine_actions.c):
  * stores anywhere in guest memory, registers, kicks, requests as a driver makes them, resets,
- *things that the device's other end does, pauses, moves to a second machine. After it
+ * things that the device's other end does, pauses, moves to a second machine. After it
  *
  *	- nothing was stored but what oracle.h allows;
  *	- the driver's reset ends, and leaves nothing in flight and nothing set;
