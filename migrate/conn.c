@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-#include "../vmm/fault.h"
 #include "conn_parts.h"
 
 #include <errno.h>
@@ -12,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "../vmm/fault.h"
 #include "../vmm/uring.h"
 
 #define RING_ENTRIES 16U
@@ -557,10 +557,11 @@ void conn_pace(struct conn *c, struct msghdr *msg)
 	uint64_t now, turn;
 	struct io_uring_sqe *sqe;
 
-	if (fault_at(FAULT_SHORT, "send"))
-		cut_message(c, msg, 1 + message_len(msg) / 3);
-	if (!c->rate || rate_get(c->rate) == 0)
+	if (!c->rate || rate_get(c->rate) == 0) {
+		if (fault_at(FAULT_SHORT, "send"))
+			cut_message(c, msg, 1 + message_len(msg) / 3);
 		return;
+	}
 	cut_message(c, msg, rate_piece(c->rate));
 	now = now_ns();
 	turn = rate_take(c->rate, now, message_len(msg));

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "../vmm/fault.h"
+
 #include "conn_parts.h"
 
 /* Linux 6.2; older headers lack them. */

@@ -113,37 +113,22 @@ int rehash_compare(const struct hashes *h, const struct ram *ram, uint64_t *inde
 	return -EBADMSG;
 }
 
-/* The first n pages that hold something: what fn makes of them. */
-static uint64_t each_of(const struct hashes *h, const struct ram *ram, uint64_t n,
-			uint64_t (*fn)(const struct hashes *h, const uint8_t *page))
-{
-	uint64_t first = 0, run, done = 0, sum = 0;
-
-	for (; done < n && ram_next_populated(ram, &first, &run); first += run) {
-		for (uint64_t i = first; i < first + run && done < n; i++, done++)
-			sum += fn(h, ram_page(ram, i));
-	}
-	return sum;
-}
-
-static uint64_t touch(const struct hashes *h, const uint8_t *page)
-{
-	(void)h;
-	(void)*(const volatile uint8_t *)page;
-	return 1;
-}
-
-static uint64_t hash(const struct hashes *h, const uint8_t *page)
-{
-	return hash_page(h, page).low;
-}
-
 double rehash_page_ns(const struct hashes *h, const struct ram *ram)
 {
-	/* At the pause they will have been mapped long since. */
-	uint64_t n = each_of(h, ram, SAMPLE, touch), start = now_ns();
-	volatile uint64_t unused = each_of(h, ram, n, hash);
+	const uint8_t *page[SAMPLE];
+	uint64_t first = 0, run, start;
+	volatile uint64_t unused = 0;
+	unsigned n = 0;
 
-	(void)unused;
-	return n ? (double)(now_ns() - start) / (double)n / n_threads(h) : 0;
+	/* Touched once: at the pause they will have been mapped long since. */
+	for (; n < SAMPLE && ram_next_populated(ram, &first, &run); first += run) {
+		for (uint64_t i = first; i < first + run && n < SAMPLE; i++) {
+			page[n] = ram_page(ram, i);
+			unused += *page[n++];
+		}
+	}
+	start = now_ns();
+	for (unsigned i = 0; i < n; i++)
+		unused += hash_page(h, page[i]).low;
+	return n ? (double)(now_ns() - start) / n / n_threads(h) : 0;
 }

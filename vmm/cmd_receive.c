@@ -74,8 +74,8 @@ int cmd_receive(int argc, char **argv)
 	}
 
 	status = EXIT_FAILED;
-	if ((!cfg.user[0] || confine_user(cfg.user, &err) == 0) && instance_init(in, &err) == 0 &&
-	    instance_confine(in, cfg.confine, &err) == 0 && start(&cfg, in, &err) == 0)
+	if (instance_init_confined(in, cfg.user, cfg.confine, &err) == 0 &&
+	    start(&cfg, in, &err) == 0)
 		status = instance_run(in);
 	instance_destroy(in);
 	if (err.text[0])

@@ -115,9 +115,9 @@ int cmd_run(int argc, char **argv)
 	}
 
 	status = EXIT_FAILED;
-	if ((!cfg.user[0] || confine_user(cfg.user, &err) == 0) && instance_init(in, &err) == 0 &&
-	    instance_confine(in, cfg.confine, &err) == 0 && prepare(&cfg, in, &status, &err) == 0 &&
-	    instance_claim(in, cfg.name, &err) == 0 && instance_boot(in, &err) == 0) {
+	if (instance_init_confined(in, cfg.user, cfg.confine, &err) == 0 &&
+	    prepare(&cfg, in, &status, &err) == 0 && instance_claim(in, cfg.name, &err) == 0 &&
+	    instance_boot(in, &err) == 0) {
 		log_debug("'%s': %u vCPUs, %llu MiB, %s", in->cfg.name, in->cfg.vcpus,
 			  (unsigned long long)(in->cfg.ram_size / MIB), in->cfg.kernel);
 		status = instance_run(in);

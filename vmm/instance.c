@@ -594,12 +594,18 @@ int instance_receive(struct instance *in, const struct receive_options *opt, con
 
 /* ---- life ---- */
 
+/* From here on instance_destroy() is fine. */
+static void begin(struct instance *in)
+{
+	memset(in, 0, sizeof(*in));
+	in->claim.lock_fd = in->claim.listen_fd = in->signal_fd = -1;
+}
+
 int instance_init(struct instance *in, struct errmsg *err)
 {
 	int ret;
 
-	memset(in, 0, sizeof(*in));
-	in->claim.lock_fd = in->claim.listen_fd = in->signal_fd = -1;
+	begin(in);
 	in->end_task.run = on_end_task;
 	in->migrated_task.run = on_migrated_task;
 	in->received_task.run = on_received_task;
@@ -625,8 +631,17 @@ int instance_init(struct instance *in, struct errmsg *err)
 	return 0;
 }
 
-int instance_confine(struct instance *in, enum confine_mode mode, struct errmsg *err)
+int instance_init_confined(struct instance *in, const char *user, enum confine_mode mode,
+			   struct errmsg *err)
 {
+	int ret;
+
+	begin(in);
+	ret = user[0] ? confine_user(user, err) : 0;
+	if (ret == 0)
+		ret = instance_init(in, err);
+	if (ret)
+		return ret;
 	/* Reads the seed of its hashes from a device, which later is too late. */
 	json_object_seed(0);
 	in->cfg.confine = &in->confine;

@@ -96,10 +96,12 @@ struct instance {
 int instance_init(struct instance *in, struct errmsg *err);
 
 /*
- * Confines the process from instance_run() on; what this thread may not do any more is then done by
- * confine_call(). Before threads and the rest. -errno with the cause in err.
+ * The same for a process that is to have little: it becomes that user ("": stays who it is), and is
+ * confined from instance_run() on; what this thread may not do any more is then done by
+ * confine_call(). Before there are threads. -errno as above.
  */
-int instance_confine(struct instance *in, enum confine_mode mode, struct errmsg *err);
+int instance_init_confined(struct instance *in, const char *user, enum confine_mode mode,
+			   struct errmsg *err);
 
 /* Takes a name ("": the first free of vm1, vm2, ...) and opens its control socket. -errno. */
 int instance_claim(struct instance *in, const char *name, struct errmsg *err);
