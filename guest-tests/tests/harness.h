@@ -266,6 +266,15 @@ void guest_ended(struct guest *g, int exit_code, int timeout_ms);
 /* `godwit status --json`. Freed with the test. */
 json_t *guest_status(struct guest *g);
 
+/*
+ * The payload that rewrites its memory (bare/contract.h), with this much RAM and this work, once it
+ * is ready. It looks at each page before it rewrites it; dirty_intact() has it look at all of them,
+ * dirty_finish(), too, and then it ends with 0.
+ */
+void dirty_start(struct guest *g, const char *name, const char *ram, const char *work);
+void dirty_intact(struct guest *g);
+void dirty_finish(struct guest *g);
+
 /* ---- moves ---- */
 
 struct dest {
@@ -362,6 +371,9 @@ const char *planned_link(const struct dest *d, const struct link_plan *plan);
 #define guest_send(...) (HARNESS_AT, guest_send(__VA_ARGS__))
 #define guest_ended(...) (HARNESS_AT, guest_ended(__VA_ARGS__))
 #define guest_status(...) (HARNESS_AT, guest_status(__VA_ARGS__))
+#define dirty_start(...) (HARNESS_AT, dirty_start(__VA_ARGS__))
+#define dirty_intact(...) (HARNESS_AT, dirty_intact(__VA_ARGS__))
+#define dirty_finish(...) (HARNESS_AT, dirty_finish(__VA_ARGS__))
 #define guest_moved(...) (HARNESS_AT, guest_moved(__VA_ARGS__))
 #define guest_move(...) (HARNESS_AT, guest_move(__VA_ARGS__))
 #define dest_start(...) (HARNESS_AT, dest_start(__VA_ARGS__))

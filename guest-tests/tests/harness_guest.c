@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../bare/contract.h"
 #include "harness_private.h"
 
+#define LINE_TIMEOUT 15000
 #define LISTEN_TIMEOUT 10000
 #define MOVE_TIMEOUT 60000
 #define LEAVE_TIMEOUT 10000
@@ -157,6 +159,32 @@ void guest_ended(struct guest *g, int exit_code, int timeout_ms)
 json_t *guest_status(struct guest *g)
 {
 	return json_of(godwit_run(0, "status", "--json", g->name, NULL)->out.buf);
+}
+
+/* ---- the guest that rewrites its memory ---- */
+
+void dirty_start(struct guest *g, const char *name, const char *ram, const char *work)
+{
+	guest_start(g, name, "-m", ram, "-k", bare_elf("dirty"), "-p", work, NULL);
+	proc_fatal(g->proc, BARE_DIRTY_ERROR "| panic ");
+	guest_expect(g, "^dirty ready ", LINE_TIMEOUT);
+}
+
+void dirty_intact(struct guest *g)
+{
+	const char *line;
+
+	guest_send(g, "v");
+	line = guest_expect(g, "^dirty verify ", LINE_TIMEOUT);
+	if (kv(line, "errors") != 0)
+		fail_test("%s", line);
+}
+
+void dirty_finish(struct guest *g)
+{
+	guest_send(g, "q");
+	guest_expect(g, "^dirty done .* errors=0$", LINE_TIMEOUT);
+	guest_ended(g, 0, LINE_TIMEOUT);
 }
 
 /* ---- moves ---- */

@@ -29,27 +29,6 @@
 
 static unsigned total_cuts, first_seed;
 
-static void start(struct guest *g, const char *ram, const char *work)
-{
-	guest_start(g, "r", "-m", ram, "-k", bare_elf("dirty"), "-p", work, NULL);
-	proc_fatal(g->proc, BARE_DIRTY_ERROR "| panic ");
-	guest_expect(g, "^dirty ready ", LINE_MS);
-}
-
-/* It answers, and all that it has is as it should be. */
-static void intact(struct guest *g)
-{
-	guest_send(g, "v");
-	ck_assert_uint_eq(kv(guest_expect(g, "^dirty verify ", LINE_MS), "errors"), 0);
-}
-
-static void finish(struct guest *g)
-{
-	guest_send(g, "q");
-	guest_expect(g, "^dirty done .* errors=0$", LINE_MS);
-	guest_ended(g, 0, LINE_MS);
-}
-
 static void next_dest(struct guest *g, struct dest *d, const char *uri)
 {
 	dest_start(d, harness_path("%s-%u", g->base, g->moves + 1), uri, "--keep=60s", NULL);
@@ -95,7 +74,7 @@ START_TEST(anywhere)
 	struct guest g;
 	struct move m;
 
-	start(&g, "64M", "ws=24M rate=10M report=1");
+	dirty_start(&g, "r", "64M", "ws=24M rate=10M report=1");
 	guest_move(&g, &m, "unix:", NULL);
 	proc_fatal(g.proc, BARE_DIRTY_ERROR "| panic ");
 	bytes = m.wire_bytes;
@@ -124,12 +103,12 @@ START_TEST(anywhere)
 			guest_moved(&g, &d);
 		}
 		proc_fatal(g.proc, BARE_DIRTY_ERROR "| panic ");
-		intact(&g);
+		dirty_intact(&g);
 	}
 	harness_say("%u moves, %llu connections made anew, %llu with an uncertain end", total_cuts,
 		    (unsigned long long)cuts, (unsigned long long)uncertain);
 	need(cuts > 0, "no connection broke");
-	finish(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -154,14 +133,14 @@ START_TEST(at_step)
 	struct dest d;
 	struct move m;
 
-	start(&g, "64M", "ws=24M rate=10M report=0");
+	dirty_start(&g, "r", "64M", "ws=24M rate=10M report=0");
 	next_dest(&g, &d, "unix:");
 	move_over(&g, &d, &plan, &m);
 	ck_assert_uint_eq((unsigned)json_num(m.json, "reconnects"), 1);
 	need(steps[_i].type == WIRE_PAGES || json_num(m.json, "held_pages") > 0, "%s",
 	     json_dumps(m.json, JSON_COMPACT));
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -178,7 +157,7 @@ START_TEST(half_open)
 	struct dest d;
 	struct move m;
 
-	start(&g, "64M", "ws=40M kind=idle report=0");
+	dirty_start(&g, "r", "64M", "ws=40M kind=idle report=0");
 	dest_start(&d, "half", _i ? "tcp:127.0.0.1:0" : "unix:", "--keep=60s", "--peer-timeout=10m",
 		   NULL);
 	move_report(move_start(&g, planned_link(&d, &plan), "--verify=full", "--reconnect=60s",
@@ -188,8 +167,8 @@ START_TEST(half_open)
 	need(json_num(m.json, "held_pages") > 1000, "%s", json_dumps(m.json, JSON_COMPACT));
 	guest_moved(&g, &d);
 	harness_say("%.1f s", m.total_ms / 1000);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -209,7 +188,8 @@ START_TEST(sent_once)
 	struct move m;
 	struct dest d;
 
-	start(&g, "256M", _i ? "ws=200M kind=new rate=20M report=0" : "ws=200M kind=idle report=0");
+	dirty_start(&g, "r", "256M",
+		    _i ? "ws=200M kind=new rate=20M report=0" : "ws=200M kind=idle report=0");
 	all = 200 * MB;
 	for (unsigned i = 0; i < plan.n_cuts; i++)
 		plan.at[i] = (uint64_t)(all * (i + 1) / 4);
@@ -221,7 +201,7 @@ START_TEST(sent_once)
 	     (double)m.wire_bytes / MB, all / MB, most / MB);
 	harness_say("%.1f MiB on the wire for %.0f MiB, cut %u times", (double)m.wire_bytes / MB,
 		    all / MB, plan.n_cuts);
-	finish(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -233,12 +213,12 @@ static void left_half(struct guest *g, struct dest *d, const char *keep)
 	const struct link_plan plan = {.n_cuts = 1, .at = {50 << 20}};
 	struct move m;
 
-	start(g, "128M", "ws=100M kind=idle report=0");
+	dirty_start(g, "r", "128M", "ws=100M kind=idle report=0");
 	dest_start(d, "home", "unix:", keep, NULL);
 	move_report(move_start(g, planned_link(d, &plan), NULL), 1, &m, MOVE_MS);
 	need(strstr(m.error, "destination closed") || strstr(m.error, "broke"), "%s", m.error);
 	proc_expect_err(d->proc, "are kept for .* for the source to come back", 10000);
-	intact(g);
+	dirty_intact(g);
 }
 
 START_TEST(migrate_again)
@@ -252,8 +232,8 @@ START_TEST(migrate_again)
 	need(json_num(m.json, "held_pages") > 5000, "%s", json_dumps(m.json, JSON_COMPACT));
 	need((double)m.wire_bytes < 80 * MB, "%.1f MiB", (double)m.wire_bytes / MB);
 	guest_moved(&g, &d);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -273,7 +253,7 @@ START_TEST(another_guest)
 	move_report(move_start(&g, d.uri, "--verify=full", NULL), 0, &m, MOVE_MS);
 	need(json_num(m.json, "held_pages") > 5000, "%s", json_dumps(m.json, JSON_COMPACT));
 	guest_moved(&g, &d);
-	finish(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -307,7 +287,7 @@ START_TEST(strangers_first)
 	need(json_num(m.json, "held_pages") > 5000, "%s", json_dumps(m.json, JSON_COMPACT));
 	close(fd);
 	guest_moved(&g, &d);
-	finish(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -320,8 +300,8 @@ START_TEST(kept_no_longer)
 	proc_expect_err(d.proc, "no guest came to run here: the source has not come back in time",
 			20000);
 	proc_ended(d.proc, 1, 10000);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -333,7 +313,7 @@ START_TEST(cancelled_while_away)
 	struct dest d;
 	struct move m;
 
-	start(&g, "64M", "ws=40M report=0 rate=5M");
+	dirty_start(&g, "r", "64M", "ws=40M report=0 rate=5M");
 	dest_start(&d, "home", "unix:", "--keep=60s", NULL);
 	p = move_start(&g, planned_link(&d, &plan), _i ? "--reconnect=2s" : "--reconnect=60s",
 		       NULL);
@@ -346,10 +326,10 @@ START_TEST(cancelled_while_away)
 	move_report(p, 1, &m, MOVE_MS);
 	if (_i == 1)
 		need(strstr(m.error, "; and then: "), "%s", m.error);
-	intact(&g);
+	dirty_intact(&g);
 	guest_move(&g, &m, "unix:", "--verify=full", NULL);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -362,7 +342,7 @@ START_TEST(lost)
 	struct guest g;
 	struct move m;
 
-	start(&g, "64M", "ws=40M kind=idle report=0");
+	dirty_start(&g, "r", "64M", "ws=40M kind=idle report=0");
 	dest_start(&d, "first", "unix:", "--keep=60s", NULL);
 	p = move_start(&g, planned_link(&d, &plan), "--reconnect=60s", "--verify=full", NULL);
 	proc_expect_err(d.proc, "are kept for", 30000);
@@ -373,8 +353,8 @@ START_TEST(lost)
 	need(json_num(m.json, "held_pages") == 0 && (double)m.wire_bytes > 65 * MB, "%s",
 	     json_dumps(m.json, JSON_COMPACT));
 	guest_moved(&g, &other);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -395,7 +375,7 @@ START_TEST(busy)
 	struct dest d;
 	struct move m;
 
-	start(&g, "64M", "ws=40M kind=idle report=0");
+	dirty_start(&g, "r", "64M", "ws=40M kind=idle report=0");
 	guest_start(&other, "o", "-m", "64M", "-k", bare_elf("dirty"), "-p", "ws=8M report=0",
 		    NULL);
 	guest_expect(&other, "^dirty ready ", LINE_MS);
@@ -406,8 +386,8 @@ START_TEST(busy)
 	need(strstr(m.error, "is taking in another guest"), "%s", m.error);
 	move_report(p, 0, &m, MOVE_MS);
 	guest_moved(&g, &d);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -424,14 +404,14 @@ START_TEST(comes_home)
 	struct dest d;
 	struct move m;
 
-	start(&g, harness_path("%uM", mib),
-	      harness_path("ws=%uM hot=%uM kind=new rate=40M report=0", ws, hot));
+	dirty_start(&g, "r", harness_path("%uM", mib),
+		    harness_path("ws=%uM hot=%uM kind=new rate=40M report=0", ws, hot));
 	dest_start(&d, "away", "unix:", NULL);
 	move_report(move_start(&g, d.uri, leave, NULL), 0, &m, MOVE_MS);
 	guest_moved(&g, &d);
 	need(access(image, R_OK) == 0, "no %s", image);
 	/* Long enough to have written all of the hot part. */
-	intact(&g);
+	dirty_intact(&g);
 	dest_start(&d, "home", "unix:", harness_path("--base=%s", image), NULL);
 	move_report(move_start(&g, d.uri, "--verify=full", NULL), 0, &m, MOVE_MS);
 	guest_moved(&g, &d);
@@ -440,8 +420,8 @@ START_TEST(comes_home)
 	     json_dumps(m.json, JSON_COMPACT));
 	need((double)m.wire_bytes < 0.08 * content + dirtied(&m, 40), "%.1f MiB of %u",
 	     (double)m.wire_bytes / MB, ws);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -458,15 +438,15 @@ START_TEST(other_image)
 	for (unsigned i = 0; i < (_i ? 64U : 63U) << 20; i += 8)
 		fwrite("nonsense", 8, 1, f);
 	fclose(f);
-	start(&g, "64M", "ws=24M rate=10M report=0");
+	dirty_start(&g, "r", "64M", "ws=24M rate=10M report=0");
 	dest_start(&d, "home", "unix:", harness_path("--base=%s", image), NULL);
 	move_report(move_start(&g, d.uri, "--verify=full", NULL), 0, &m, MOVE_MS);
 	if (_i == 0)
 		proc_expect_err(d.proc, "it has 66060288 bytes, the guest's RAM has 67108864",
 				10000);
 	guest_moved(&g, &d);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 

@@ -74,26 +74,6 @@ static struct proc *move_as(struct guest *g, const char *uri, const char *who, c
 	return move_start(g, uri, w.w[0], w.w[1], w.w[2], "--verify=full", DOWNTIME, more, NULL);
 }
 
-static void start(struct guest *g, const char *ram, const char *work)
-{
-	guest_start(g, "t", "-m", ram, "-k", bare_elf("dirty"), "-p", work, NULL);
-	proc_fatal(g->proc, BARE_DIRTY_ERROR "| panic ");
-	guest_expect(g, "^dirty ready ", LINE_MS);
-}
-
-static void intact(struct guest *g)
-{
-	guest_send(g, "v");
-	ck_assert_uint_eq(kv(guest_expect(g, "^dirty verify ", LINE_MS), "errors"), 0);
-}
-
-static void finish(struct guest *g)
-{
-	guest_send(g, "q");
-	guest_expect(g, "^dirty done .* errors=0$", LINE_MS);
-	guest_ended(g, 0, LINE_MS);
-}
-
 /* ---- moves ---- */
 
 static const struct {
@@ -114,7 +94,7 @@ START_TEST(moves)
 	struct move m;
 
 	make_files();
-	start(&g, "64M", "ws=32M rate=20M report=0");
+	dirty_start(&g, "t", "64M", "ws=32M rate=20M report=0");
 	receive_at(&d, "t-1", URI, moves_by[_i].dest);
 	need(strncmp(d.uri, "tls:127.0.0.1:", 14) == 0, "%s", d.uri);
 	move_report(move_as(&g, d.uri, moves_by[_i].source, moves_by[_i].more), 0, &m, MOVE_MS);
@@ -126,8 +106,8 @@ START_TEST(moves)
 		     json_num(m.json, "connections") == moves_by[_i].connections,
 	     "%s", json_dumps(m.json, JSON_COMPACT));
 	need(json_num(m.json, "cpu_ms") > 0 && json_num(received, "cpu_ms") > 0, "no CPU time");
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -141,15 +121,15 @@ START_TEST(goes_on)
 	struct move m;
 
 	make_files();
-	start(&g, "64M", "ws=40M rate=5M report=0");
+	dirty_start(&g, "t", "64M", "ws=40M rate=5M report=0");
 	receive_at(&d, "t-1", URI, "b");
 	move_report(move_as(&g, planned_link(&d, &plan), "a", "--reconnect=60s"), 0, &m, MOVE_MS);
 	guest_moved(&g, &d);
 	proc_fatal(g.proc, BARE_DIRTY_ERROR "| panic ");
 	ck_assert_uint_eq((unsigned)json_num(m.json, "reconnects"), 2);
 	need(json_num(m.json, "held_pages") > 1000, "%s", json_dumps(m.json, JSON_COMPACT));
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -163,7 +143,7 @@ START_TEST(goes_silent)
 	struct move m;
 
 	make_files();
-	start(&g, "64M", "ws=40M kind=idle report=0");
+	dirty_start(&g, "t", "64M", "ws=40M kind=idle report=0");
 	a = words_of("a");
 	b = words_of("b");
 	dest_start(&d, "t-1", URI, b.w[0], b.w[1], b.w[2], "--keep=60s", "--peer-timeout=10m",
@@ -174,8 +154,8 @@ START_TEST(goes_silent)
 		    0, &m, MOVE_MS);
 	guest_moved(&g, &d);
 	need(json_num(m.json, "reconnects") >= 1, "%s", json_dumps(m.json, JSON_COMPACT));
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -189,7 +169,7 @@ START_TEST(another_answers)
 	struct move m;
 
 	make_files();
-	start(&g, "64M", "ws=40M kind=idle report=0");
+	dirty_start(&g, "t", "64M", "ws=40M kind=idle report=0");
 	receive_at(&d, "first", URI, "b");
 	p = move_as(&g, planned_link(&d, &plan), "a", "--reconnect=10m");
 	proc_expect_err(d.proc, "are kept for", 30000);
@@ -199,8 +179,8 @@ START_TEST(another_answers)
 	move_report(p, 1, &m, MOVE_MS);
 	need(strstr(m.error, "; and then: the destination's certificate is not of the CA"), "%s",
 	     m.error);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -236,7 +216,7 @@ START_TEST(refuses)
 	struct move m;
 
 	make_files();
-	start(&g, "32M", "ws=4M report=0");
+	dirty_start(&g, "t", "32M", "ws=4M report=0");
 	receive_at(&d, "t-1", URI, refused[_i].dest);
 	if (who)
 		p = move_as(&g, d.uri, who, "--reconnect=60s");
@@ -246,14 +226,14 @@ START_TEST(refuses)
 	need(strstr(m.error, refused[_i].source_says), "%s", m.error);
 	proc_expect_err(d.proc, refused[_i].dest_says, 10000);
 	ck_assert(proc_running(d.proc));
-	intact(&g);
+	dirty_intact(&g);
 	if (refused[_i].then) {
 		move_report(move_as(&g, d.uri, refused[_i].then, "--connections=2"), 0, &m,
 			    MOVE_MS);
 		guest_moved(&g, &d);
-		intact(&g);
+		dirty_intact(&g);
 	}
-	finish(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -284,11 +264,11 @@ START_TEST(wrong_words)
 		 "others than its owner may use it (mode 0644)");
 	need_err(godwit_run(1, "receive", b.w[0], b.w[1], none, URI, NULL), "none.pem: No such");
 	/* Read by the guest's process, before it does anything. */
-	start(&g, "32M", "ws=4M report=0");
+	dirty_start(&g, "t", "32M", "ws=4M report=0");
 	move_report(move_start(&g, "tls:127.0.0.1:1", b.w[0], b.w[1], none, NULL), 1, &m, LINE_MS);
 	need(strstr(m.error, "none.pem: No such file"), "%s", m.error);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -312,7 +292,7 @@ START_TEST(asked_by_programs)
 	FILE *f;
 	int fd;
 
-	start(&g, "32M", "ws=4M report=0");
+	dirty_start(&g, "t", "32M", "ws=4M report=0");
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
 	snprintf(un.sun_path, sizeof(un.sun_path), "%s/%s.sock", getenv("GODWIT_RUNDIR"), g.name);
@@ -329,8 +309,8 @@ START_TEST(asked_by_programs)
 		     "'%s' does not say '%s'", line, asked[i].answer);
 	}
 	fclose(f);
-	intact(&g);
-	finish(&g);
+	dirty_intact(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
@@ -342,14 +322,14 @@ START_TEST(relative_paths)
 	struct move m;
 
 	make_files();
-	start(&g, "32M", "ws=4M report=0");
+	dirty_start(&g, "t", "32M", "ws=4M report=0");
 	receive_at(&d, "t-1", URI, "b");
 	ck_assert_int_eq(chdir(harness_tmp()), 0);
 	move_report(move_start(&g, d.uri, "--tls-cert=a.pem", "--tls-key", "a.key", "--tls-ca",
 			       "./ca.pem", NULL),
 		    0, &m, MOVE_MS);
 	guest_moved(&g, &d);
-	finish(&g);
+	dirty_finish(&g);
 }
 END_TEST
 
