@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include "../vmm/fault.h"
-
 #include "conn_parts.h"
 
 /* Linux 6.2; older headers lack them. */

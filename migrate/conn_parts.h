@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What conn.c (frames, both directions) and conn_batch.c (batches going out) have of each other. */
+/* What conn.c, conn_recv.c, conn_send.c and conn_batch.c (batches going out) have of each other. */
 #ifndef GODWIT_MIGRATE_CONN_PARTS_H
 #define GODWIT_MIGRATE_CONN_PARTS_H
 
@@ -25,8 +25,28 @@ int conn_step(struct conn *c, uint64_t wait_ns);
 /* Waits until *done. The operation stays under way on an error; the connection is lost then. */
 int conn_wait(struct conn *c, const bool *done);
 
+/* An operation on a buffer of the caller's must not outlive his call: breaks the connection. */
+void conn_end_operation(struct conn *c, const bool *done, int how);
+
 /* Moves a message on by n bytes; true when nothing is left. */
 bool conn_advance(struct msghdr *msg, size_t n);
+
+/* Not 0: the peer has been silent for so long, which was too long, here or on the main one. */
+uint64_t conn_dead_ns(const struct conn *c);
+
+/* MSG_WAITALL where the kernel can tell of progress within an operation, else nothing. */
+int conn_waitall(const struct conn *c);
+
+/* Says what went wrong; -errno. */
+int conn_error(struct conn *c, int ret, struct errmsg *err);
+
+/* ---- conn_recv.c ---- */
+
+/* Takes in what a peer that has only to listen has said: that it lives. What else it says is that
+ * it cannot go on: its -errno, as of conn_recv_header(). */
+int conn_listen(struct conn *c, struct errmsg *err);
+
+/* ---- conn_send.c ---- */
 
 /*
  * Makes of a message the piece that may be sent next, and has the operation that is prepared after
@@ -35,25 +55,12 @@ bool conn_advance(struct msghdr *msg, size_t n);
 void conn_pace(struct conn *c, struct msghdr *msg);
 void conn_paced(struct conn *c, struct msghdr *msg, int res);
 
-/* Not 0: the peer has been silent for so long, which was too long, here or on the main one. */
-uint64_t conn_dead_ns(const struct conn *c);
-
 /* Of a frame: none of its bytes has been handed over yet; all have been. */
 void conn_begin_frame(struct conn *c);
 void conn_end_frame(struct conn *c);
 
-/* MSG_WAITALL where the kernel can tell of progress within an operation, else nothing. */
-int conn_waitall(const struct conn *c);
-
-/* Says what went wrong; -errno. */
-int conn_error(struct conn *c, int ret, struct errmsg *err);
-
-/* The same of a send: what the peer said before it left counts more than how it left. */
+/* conn_error() of a send: what the peer said before it left counts more than how it left. */
 int conn_send_error(struct conn *c, int ret, struct errmsg *err);
-
-/* Takes in what a peer that has only to listen has said: that it lives. What else it says is that
- * it cannot go on: its -errno, as of conn_recv_header(). */
-int conn_listen(struct conn *c, struct errmsg *err);
 
 /* ---- conn_batch.c ---- */
 
