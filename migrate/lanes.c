@@ -40,6 +40,7 @@ static void *run_lane(void *arg)
 	struct wire_frame f;
 	int ret;
 
+	thread_give_way();
 	do {
 		ret = conn_recv_header(&w->conn, &f, &w->err);
 		if (ret == 0 && f.type == WIRE_PAGES)

@@ -27,6 +27,7 @@ static void *run_sender(void *arg)
 	uint32_t round = 0;
 	int ret = 0;
 
+	thread_give_way();
 	pthread_mutex_lock(&s->lock);
 	for (;;) {
 		while (!s->quit && s->round == round)

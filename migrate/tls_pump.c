@@ -250,6 +250,7 @@ static void *run_pump(void *arg)
 	sigemptyset(&pipe);
 	sigaddset(&pipe, SIGPIPE);
 	pthread_sigmask(SIG_BLOCK, &pipe, NULL);
+	thread_give_way();
 	do {
 		pump_out(l);
 		pump_in(l);

@@ -88,6 +88,8 @@ static const struct call {
 	/* Threads that are there, time, and the process itself. */
 	{SCMP_SYS(futex), ALL},
 	{SCMP_SYS(sched_yield), ALL},
+	{SCMP_SYS(getpriority), WIDE},
+	{SCMP_SYS(setpriority), WIDE}, /* no higher than it is */
 	{SCMP_SYS(sched_getaffinity), ALL},
 	{SCMP_SYS(getcpu), ALL},
 	{SCMP_SYS(membarrier), ALL},

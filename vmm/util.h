@@ -42,6 +42,13 @@ uint64_t now_ns(void);
 /* CPU time of the calling thread in nanoseconds. */
 uint64_t thread_cpu_ns(void);
 
+/*
+ * Where there are too few CPUs the calling thread, which works through much memory, has about half
+ * the share of one that runs a guest (setpriority(2)): a guest does not stand still for a whole
+ * slice of the scheduler's. There is no way back.
+ */
+void thread_give_way(void);
+
 /* CLOCK_REALTIME in nanoseconds since 1970. */
 uint64_t realtime_ns(void);
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Migrations as their user drives them: watched, given up, refused, and tried again. */
+#include <dirent.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -68,6 +70,35 @@ static void need_well(struct guest *g)
 	guest_ended(g, 0, LINE_MS);
 }
 
+/* The priority (nice(1)) of a thread of p's, by its name. */
+static long niceness(const struct proc *p, const char *thread)
+{
+	const char *tasks = harness_path("/proc/%d/task", (int)p->pid);
+	DIR *dir = opendir(tasks);
+	const struct dirent *e;
+	char line[512] = "";
+	long value;
+
+	ck_assert_ptr_nonnull(dir);
+	while (!strstr(line, harness_path("(%s) ", thread)) && (e = readdir(dir))) {
+		FILE *f = fopen(harness_path("%s/%s/stat", tasks, e->d_name), "r");
+
+		if (f && !fgets(line, sizeof(line), f))
+			line[0] = 0;
+		if (f)
+			fclose(f);
+	}
+	closedir(dir);
+	need(strstr(line, harness_path("(%s) ", thread)), "no thread '%s'", thread);
+	/* proc(5): its 19th field, and what is in parentheses is the second. */
+	ck_assert_int_eq(sscanf(strrchr(line, ')'),
+				") %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+				"%*s %ld",
+				&value),
+			 1);
+	return value;
+}
+
 START_TEST(watched)
 {
 	struct proc *migrate;
@@ -100,6 +131,9 @@ START_TEST(watched)
 	ck_assert_str_eq(json_text(s, "state"), "receiving");
 	guest_send(&g, "r");
 	guest_expect(&g, "^dirty t_ms=", LINE_MS);
+	/* A guest has the CPU sooner than those who carry its pages. */
+	need(niceness(g.proc, "migrate-send") > niceness(g.proc, "vcpu0"), "they are equal here");
+	need(niceness(d.proc, "receive-pages") > niceness(g.proc, "vcpu0"), "and there");
 	/* Another one at the same time is refused, and harms nothing. */
 	move_report(move_start(&g, "tcp:127.0.0.1:9", NULL), 1, &m, LINE_MS);
 	need(strstr(m.error, "migration"), "'%s'", m.error);
