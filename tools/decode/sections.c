@@ -52,6 +52,11 @@ static json_t *value_of(const struct decoder *d, const struct sb_field *f)
 
 	switch (f->kind) {
 	case SB_NUMBER:
+		if (f->number <= INT64_MAX)
+			return json_integer((json_int_t)f->number);
+		/* JSON's do not go so far, nor has any that is right. */
+		snprintf(text, sizeof(text), "%" PRIu64, f->number);
+		return json_string(text);
 	case SB_SIGNED:
 		return json_integer((json_int_t)f->number);
 	case SB_BITS:
