@@ -14,8 +14,10 @@
 static void msrs_fields(struct hello *h, struct sbuf *s)
 {
 	sb_u32_range(s, &h->n_msrs, 0, VCPU_MSRS_MAX);
-	for (uint32_t i = 0; i < h->n_msrs && !s->err; i++)
-		sb_u32(s, &h->msr[i]);
+	for (uint32_t i = 0; i < h->n_msrs && !s->err; i++) {
+		sb_index(s, i);
+		sb_x32(s, &h->msr[i]);
+	}
 }
 
 static void save_msrs(struct vm *vm, struct hello *h, struct sbuf *s)
@@ -37,7 +39,7 @@ static void save_msrs(struct vm *vm, struct hello *h, struct sbuf *s)
 static void options_fields(struct hello *h, struct sbuf *s)
 {
 	sb_u64(s, &h->tsc_khz);
-	sb_u64(s, &h->hash_seed);
+	sb_x64(s, &h->hash_seed);
 	sb_u64(s, &h->ram_used);
 	sb_u8(s, &h->verify);
 	sb_u32_range(s, &h->connections, 1, MIGRATE_CONNECTIONS_MAX);
@@ -79,9 +81,49 @@ int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_s
 		      : 0;
 }
 
+#define SECTION_DEVICES 4
+static const char *const tags[] = {"config", "cpuid", "options",
+				   "msrs", [SECTION_DEVICES] = "devices"};
+
+/* ARRAY_SIZE(tags): of no section that is known. */
+static unsigned which_section(const char *tag)
+{
+	unsigned which = 0;
+
+	while (which < ARRAY_SIZE(tags) && strcmp(tag, tags[which]) != 0)
+		which++;
+	return which;
+}
+
+static void load_section(struct hello *h, unsigned which, struct sbuf *body)
+{
+	switch (which) {
+	case 0:
+		vm_config_fields(&h->cfg, body);
+		break;
+	case 1:
+		cpuid_fields(&h->cpuid, body);
+		break;
+	case 2:
+		options_fields(h, body);
+		break;
+	case 3:
+		msrs_fields(h, body);
+		break;
+	case SECTION_DEVICES:
+		h->devices = body->data;
+		h->devices_len = body->len;
+		if (!sb_looking(body))
+			body->pos = body->len;
+		break;
+	default:
+		break;
+	}
+	sb_end(body);
+}
+
 int hello_load(struct hello *h, const void *data, size_t len, struct errmsg *err)
 {
-	static const char *const tags[] = {"config", "cpuid", "options", "msrs", "devices"};
 	struct sb_section sec;
 	struct sbuf s, body;
 	unsigned seen = 0;
@@ -90,10 +132,8 @@ int hello_load(struct hello *h, const void *data, size_t len, struct errmsg *err
 	memset(h, 0, sizeof(*h));
 	sb_init_load(&s, data, len);
 	while ((ret = sb_section_next(&s, &sec, &body)) > 0) {
-		unsigned which = 0;
+		unsigned which = which_section(sec.tag);
 
-		while (which < ARRAY_SIZE(tags) && strcmp(sec.tag, tags[which]) != 0)
-			which++;
 		if (which == ARRAY_SIZE(tags)) {
 			if (sec.flags & SB_OPTIONAL)
 				continue;
@@ -108,25 +148,7 @@ int hello_load(struct hello *h, const void *data, size_t len, struct errmsg *err
 					  "HELLO section %s: twice, or of unknown version %u",
 					  sec.tag, sec.version);
 		seen |= 1U << which;
-		switch (which) {
-		case 0:
-			vm_config_fields(&h->cfg, &body);
-			break;
-		case 1:
-			cpuid_fields(&h->cpuid, &body);
-			break;
-		case 2:
-			options_fields(h, &body);
-			break;
-		case 3:
-			msrs_fields(h, &body);
-			break;
-		default:
-			h->devices = body.data;
-			h->devices_len = body.len;
-			body.pos = body.len;
-		}
-		sb_end(&body);
+		load_section(h, which, &body);
 		if (body.err)
 			return errmsg_set(err, -EPROTO, "HELLO section %s is malformed", sec.tag);
 	}
@@ -138,6 +160,19 @@ int hello_load(struct hello *h, const void *data, size_t len, struct errmsg *err
 			err, -EPROTO,
 			"the source asks for a verification that this godwit does not know");
 	return 0;
+}
+
+int hello_look(struct hello *h, const struct sb_section *sec, state_find_device *find,
+	       struct sbuf *body)
+{
+	unsigned which = which_section(sec->tag);
+
+	if (which == ARRAY_SIZE(tags) || sec->version != HELLO_VERSION)
+		return -ENOTSUP;
+	if (which == SECTION_DEVICES)
+		state_look_at_list(find, body);
+	load_section(h, which, body);
+	return body->err;
 }
 
 /* ---- memory ---- */

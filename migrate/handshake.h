@@ -10,6 +10,7 @@
 #include "../vmm/vcpu.h"
 #include "../vmm/vm.h"
 #include "migrate.h"
+#include "state.h"
 
 struct hello {
 	struct vm_config cfg;
@@ -35,6 +36,14 @@ int hello_save(struct vm *vm, const struct migrate_options *opt, uint64_t hash_s
  * does not understand and that is not optional.
  */
 int hello_load(struct hello *h, const void *data, size_t len, struct errmsg *err);
+
+/*
+ * Loads one section, for who only looks at it: body has a view (sbuf.h); find: see state.h.
+ * -ENOTSUP: a section, a version or a device that this godwit does not know; else what is wrong
+ * with the body.
+ */
+int hello_look(struct hello *h, const struct sb_section *sec, state_find_device *find,
+	       struct sbuf *body);
 
 /* Memory of a host, in bytes. What is not known is UINT64_MAX, and limits nobody. */
 struct host_memory {

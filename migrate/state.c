@@ -48,7 +48,7 @@ static void run_fields(struct vm *vm, struct sbuf *s)
 	bool paused = !s->loading && (vm_paused(vm) & VM_PAUSE_USER);
 
 	sb_bool(s, &paused);
-	if (s->loading && !s->err && paused)
+	if (s->loading && !s->err && paused && !sb_looking(s))
 		vm_pause(vm, VM_PAUSE_USER);
 }
 
@@ -90,13 +90,25 @@ int state_save(struct vm *vm, int64_t clock_offset_ns, struct sbuf *s, struct er
 		      : 0;
 }
 
+/* Does this godwit read its version? ops: of the device, NULL: it is the machine's. */
+static int check_version(const struct device_ops *ops, const struct sb_section *sec,
+			 struct errmsg *err)
+{
+	unsigned min = ops ? ops->min_version : STATE_VERSION;
+	unsigned max = ops ? ops->version : STATE_VERSION;
+
+	if (sec->version < min || sec->version > max)
+		return errmsg_set(err, -ENOTSUP, "it has version %u, this godwit reads %u to %u",
+				  sec->version, min, max);
+	return 0;
+}
+
 /* Whose section is it, and does this godwit read its version? *known: somebody's here. */
 static int check_section(struct vm *vm, const struct sb_section *sec, bool *known,
 			 struct errmsg *err)
 {
 	static const char *const of_machine[] = {tag_irqchip, tag_pit, tag_clock, tag_run};
 	const struct device *d = vm_find_device(vm, sec->tag, sec->instance);
-	unsigned min = STATE_VERSION, max = STATE_VERSION;
 
 	*known = d || (strcmp(sec->tag, tag_vcpu) == 0 && sec->instance < vm->n_vcpus);
 	for (size_t i = 0; i < ARRAY_SIZE(of_machine); i++)
@@ -106,14 +118,7 @@ static int check_section(struct vm *vm, const struct sb_section *sec, bool *know
 			       ? 0
 			       : errmsg_set(err, -ENOTSUP,
 					    "it is for nothing that this machine has");
-	if (d) {
-		min = d->ops->min_version;
-		max = d->ops->version;
-	}
-	if (sec->version < min || sec->version > max)
-		return errmsg_set(err, -ENOTSUP, "it has version %u, this godwit reads %u to %u",
-				  sec->version, min, max);
-	return 0;
+	return check_version(d ? d->ops : NULL, sec, err);
 }
 
 /* One section that check_section() knows. */
@@ -212,6 +217,102 @@ out:
 	return ret;
 }
 
+/* To be freed; NULL with s failed. */
+static struct device *blank_device(const struct device_ops *ops, struct sbuf *s)
+{
+	/* A mutex of zeroes is one that is initialized: PTHREAD_MUTEX_INITIALIZER. */
+	struct device *d = calloc(1, ops->size);
+
+	if (!d) {
+		sb_fail(s, -ENOMEM);
+		return NULL;
+	}
+	d->ops = ops;
+	if (ops->blank)
+		ops->blank(d);
+	return d;
+}
+
+static void look_at_device(const struct device_ops *ops, struct sbuf *s)
+{
+	struct device *d = blank_device(ops, s);
+
+	if (d)
+		ops->fields(d, s);
+	free(d);
+}
+
+static void look_at_vcpu(struct sbuf *s, struct errmsg *err)
+{
+	struct vm *vm = calloc(1, sizeof(*vm));
+	struct vcpu vcpu = {.vm = vm, .fd = -1};
+
+	if (vm)
+		vcpu_fields(&vcpu, s, err);
+	else
+		sb_fail(s, -ENOMEM);
+	free(vm);
+}
+
+int state_look(const struct sb_section *sec, const struct device_ops *ops, struct sbuf *body,
+	       struct errmsg *err)
+{
+	struct vm_clock clock = {0};
+	int ret = check_version(ops, sec, err);
+
+	if (ret)
+		return ret;
+	if (ops)
+		look_at_device(ops, body);
+	else if (strcmp(sec->tag, tag_vcpu) == 0)
+		look_at_vcpu(body, err);
+	else if (strcmp(sec->tag, tag_irqchip) == 0)
+		irqchip_fields(-1, body);
+	else if (strcmp(sec->tag, tag_pit) == 0)
+		pit_fields(-1, body);
+	else if (strcmp(sec->tag, tag_clock) == 0)
+		clock_fields(&clock, body);
+	else if (strcmp(sec->tag, tag_run) == 0)
+		run_fields(NULL, body);
+	else
+		return errmsg_set(err, -ENOTSUP, "no machine has anything that it is for");
+	clock_free(&clock);
+	sb_end(body);
+	return body->err;
+}
+
+/* ---- the list of devices ---- */
+
+struct listed {
+	char tag[SB_TAG_LEN + 1];
+	uint32_t instance;
+	uint16_t version;
+};
+
+static void listed_fields(struct listed *l, struct sbuf *s)
+{
+	sb_str(s, l->tag, sizeof(l->tag));
+	sb_u32(s, &l->instance);
+	sb_u16(s, &l->version);
+	if (s->loading && !s->err && !sb_tag_ok(l->tag))
+		sb_fail(s, -EPROTO);
+}
+
+/* d: what is here in its place, NULL for nothing. */
+static void check_listed(const struct device *d, const struct listed *l, struct sbuf *s,
+			 struct errmsg *err)
+{
+	if (!d || strcmp(l->tag, d->ops->tag) != 0 || l->instance != d->instance)
+		sb_fail(s, errmsg_set(err, -ENOTSUP, "device %s %u of the guest is not here",
+				      l->tag, l->instance));
+	else if (l->version > d->ops->version || l->version < d->ops->min_version)
+		sb_fail(s, errmsg_set(err, -ENOTSUP,
+				      "device %s %u has state version %u, this godwit reads %u to "
+				      "%u",
+				      l->tag, l->instance, l->version, d->ops->min_version,
+				      d->ops->version));
+}
+
 void state_device_list(struct vm *vm, struct sbuf *s, struct errmsg *err)
 {
 	uint32_t n = 0;
@@ -222,32 +323,16 @@ void state_device_list(struct vm *vm, struct sbuf *s, struct errmsg *err)
 	sb_u32_range(s, &n, 0, DEVICES_MAX);
 	d = vm->devices;
 	for (uint32_t i = 0; i < n && !s->err; i++) {
-		char tag[SB_TAG_LEN + 1] = "";
-		uint32_t instance = 0;
-		uint16_t version = 0;
+		struct listed l = {.instance = 0};
 
 		if (!s->loading && d) {
-			memcpy(tag, d->ops->tag, strnlen(d->ops->tag, SB_TAG_LEN));
-			instance = d->instance;
-			version = d->ops->version;
+			memcpy(l.tag, d->ops->tag, strnlen(d->ops->tag, SB_TAG_LEN));
+			l.instance = d->instance;
+			l.version = d->ops->version;
 		}
-		sb_str(s, tag, sizeof(tag));
-		sb_u32(s, &instance);
-		sb_u16(s, &version);
-		if (s->loading && !s->err && !sb_tag_ok(tag))
-			sb_fail(s, -EPROTO);
-		if (s->loading && !s->err) {
-			if (!d || strcmp(tag, d->ops->tag) != 0 || instance != d->instance)
-				sb_fail(s, errmsg_set(err, -ENOTSUP,
-						      "device %s %u of the guest is not here", tag,
-						      instance));
-			else if (version > d->ops->version || version < d->ops->min_version)
-				sb_fail(s, errmsg_set(err, -ENOTSUP,
-						      "device %s %u has state version %u, this "
-						      "godwit reads %u to %u",
-						      tag, instance, version, d->ops->min_version,
-						      d->ops->version));
-		}
+		listed_fields(&l, s);
+		if (s->loading && !s->err)
+			check_listed(d, &l, s, err);
 		if (d && d->ops->shape && !s->err)
 			d->ops->shape(d, s, err);
 		if (d)
@@ -256,4 +341,30 @@ void state_device_list(struct vm *vm, struct sbuf *s, struct errmsg *err)
 	if (s->loading && d && !s->err)
 		sb_fail(s, errmsg_set(err, -ENOTSUP, "device %s %u is not one of the guest's",
 				      d->ops->tag, d->instance));
+}
+
+void state_look_at_list(state_find_device *find, struct sbuf *s)
+{
+	uint32_t n = 0;
+
+	sb_u32_range_as(s, &n, 0, DEVICES_MAX, "devices");
+	for (uint32_t i = 0; i < n && !s->err; i++) {
+		size_t mark = sb_enter(s, "device[%u]", i);
+		const struct device_ops *ops;
+		struct errmsg ignored = {""};
+		struct device *d = NULL;
+		struct listed l = {.instance = 0};
+
+		listed_fields(&l, s);
+		ops = s->err ? NULL : find(l.tag);
+		/* How long its shape is nobody knows. */
+		if (!ops)
+			sb_fail(s, -ENOTSUP);
+		else if (ops->shape)
+			d = blank_device(ops, s);
+		if (d)
+			ops->shape(d, s, &ignored);
+		free(d);
+		sb_leave(s, mark);
+	}
 }

@@ -255,10 +255,10 @@ static void acpi_pm_fields(struct device *d, struct sbuf *s)
 	pthread_mutex_lock(&p->lock);
 	if (s->loading)
 		p->at_rest = true;
-	sb_u16(s, &p->status);
-	sb_u16(s, &p->enable);
-	sb_u16(s, &p->control);
-	sb_u8(s, &p->reset_control);
+	sb_x16(s, &p->status);
+	sb_x16(s, &p->enable);
+	sb_x16(s, &p->control);
+	sb_x8(s, &p->reset_control);
 	pthread_mutex_unlock(&p->lock);
 }
 

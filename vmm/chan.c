@@ -262,8 +262,9 @@ void chan_thaw(struct chan *c)
 	unlock_kick_host(c, was_frozen);
 }
 
-static void ring_fields(struct chan_ring *r, struct sbuf *s)
+static void ring_fields(struct chan_ring *r, struct sbuf *s, const char *name)
 {
+	size_t mark = sb_enter(s, "%s", name);
 	uint32_t len = r->len;
 	uint8_t *bytes;
 
@@ -279,7 +280,8 @@ static void ring_fields(struct chan_ring *r, struct sbuf *s)
 	for (uint32_t i = 0; !s->loading && i < len; i++)
 		bytes[i] = r->data[(r->head + i) % r->size];
 	sb_bytes(s, bytes, len);
-	if (s->loading && !s->err) {
+	sb_leave(s, mark);
+	if (s->loading && !s->err && !sb_looking(s)) {
 		memcpy(r->data, bytes, len);
 		r->head = 0;
 		r->len = len;
@@ -289,10 +291,18 @@ static void ring_fields(struct chan_ring *r, struct sbuf *s)
 
 void chan_fields(struct chan *c, struct sbuf *s)
 {
+	struct chan blank = {
+		.lock = PTHREAD_MUTEX_INITIALIZER,
+		.out.size = CHAN_OUT_SIZE,
+		.in.size = CHAN_IN_SIZE,
+	};
+
+	if (sb_looking(s))
+		c = &blank;
 	pthread_mutex_lock(&c->lock);
 	if (s->loading)
 		c->frozen = true;
-	ring_fields(&c->out, s);
-	ring_fields(&c->in, s);
+	ring_fields(&c->out, s, "out");
+	ring_fields(&c->in, s, "in");
 	pthread_mutex_unlock(&c->lock);
 }

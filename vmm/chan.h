@@ -100,7 +100,7 @@ void chan_thaw(struct chan *c);
 
 /*
  * Both rings' contents, for the device's field list. Loading replaces them, and leaves the channel
- * frozen: what came is written only once the machine runs here.
+ * frozen: what came is written only once the machine runs here. Who only looks needs no c.
  */
 void chan_fields(struct chan *c, struct sbuf *s);
 

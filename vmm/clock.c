@@ -175,14 +175,16 @@ void clock_fields(struct vm_clock *c, struct sbuf *s)
 	sb_u64(s, &c->read_at_ns);
 	sb_u64(s, &c->kvmclock_ns);
 	sb_u64(s, &c->tsc_khz);
-	sb_u32_range(s, &c->n, 1, VM_MAX_VCPUS);
+	sb_u32_range_as(s, &c->n, 1, VM_MAX_VCPUS, "vcpus");
 	if (s->loading && !s->err) {
 		c->tsc = calloc(c->n, sizeof(*c->tsc));
 		if (!c->tsc)
 			sb_fail(s, -ENOMEM);
 	}
-	for (uint32_t i = 0; i < c->n && !s->err; i++)
+	for (uint32_t i = 0; i < c->n && !s->err; i++) {
+		sb_index(s, i);
 		sb_u64(s, &c->tsc[i]);
+	}
 }
 
 void clock_free(struct vm_clock *c)

@@ -441,16 +441,18 @@ int cpuid_check(const struct cpuid *c, const struct cpuid *host, struct errmsg *
 
 void cpuid_fields(struct cpuid *c, struct sbuf *s)
 {
-	sb_u32_range(s, &c->n, 1, CPUID_MAX);
+	sb_u32_range_as(s, &c->n, 1, CPUID_MAX, "leaves");
 	for (uint32_t i = 0; i < c->n && !s->err; i++) {
 		struct kvm_cpuid_entry2 *e = &c->entry[i];
+		size_t mark = sb_enter(s, "leaf[%u]", i);
 
-		sb_u32(s, &e->function);
-		sb_u32(s, &e->index);
-		sb_u32(s, &e->flags);
-		sb_u32(s, &e->eax);
-		sb_u32(s, &e->ebx);
-		sb_u32(s, &e->ecx);
-		sb_u32(s, &e->edx);
+		sb_x32(s, &e->function);
+		sb_x32(s, &e->index);
+		sb_x32(s, &e->flags);
+		sb_x32(s, &e->eax);
+		sb_x32(s, &e->ebx);
+		sb_x32(s, &e->ecx);
+		sb_x32(s, &e->edx);
+		sb_leave(s, mark);
 	}
 }

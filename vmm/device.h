@@ -50,6 +50,13 @@ struct device_ops {
 	void (*fields)(struct device *d, struct sbuf *s);
 
 	/*
+	 * Makes a structure of zeroes, that no init has seen, one that fields and shape can load
+	 * into for who only looks (sbuf.h): sets what they go by that is neither zero nor saved.
+	 * Takes nothing of the host and allocates nothing. May be NULL: zeroes are enough.
+	 */
+	void (*blank)(struct device *d);
+
+	/*
 	 * After a load: check what was loaded (-EPROTO: state that the device cannot be in) and
 	 * make the host side agree with it (interrupt lines, timers). May be NULL.
 	 */

@@ -135,7 +135,7 @@ static void i8042_fields(struct device *d, struct sbuf *s)
 	struct i8042 *k = to_i8042(d);
 
 	pthread_mutex_lock(&k->lock);
-	sb_u8(s, &k->data);
+	sb_x8(s, &k->data);
 	pthread_mutex_unlock(&k->lock);
 }
 

@@ -76,49 +76,55 @@ int irqchip_init(int vm_fd, struct errmsg *err)
 
 static void pic_fields(struct kvm_pic_state *p, struct sbuf *s)
 {
-	sb_u8(s, &p->last_irr);
-	sb_u8(s, &p->irr);
-	sb_u8(s, &p->imr);
-	sb_u8(s, &p->isr);
-	sb_u8(s, &p->priority_add);
-	sb_u8(s, &p->irq_base);
-	sb_u8(s, &p->read_reg_select);
-	sb_u8(s, &p->poll);
-	sb_u8(s, &p->special_mask);
-	sb_u8(s, &p->init_state);
-	sb_u8(s, &p->auto_eoi);
-	sb_u8(s, &p->rotate_on_auto_eoi);
-	sb_u8(s, &p->special_fully_nested_mode);
-	sb_u8(s, &p->init4);
-	sb_u8(s, &p->elcr);
-	sb_u8(s, &p->elcr_mask);
+	sb_x8(s, &p->last_irr);
+	sb_x8(s, &p->irr);
+	sb_x8(s, &p->imr);
+	sb_x8(s, &p->isr);
+	sb_x8(s, &p->priority_add);
+	sb_x8(s, &p->irq_base);
+	sb_x8(s, &p->read_reg_select);
+	sb_x8(s, &p->poll);
+	sb_x8(s, &p->special_mask);
+	sb_x8(s, &p->init_state);
+	sb_x8(s, &p->auto_eoi);
+	sb_x8(s, &p->rotate_on_auto_eoi);
+	sb_x8(s, &p->special_fully_nested_mode);
+	sb_x8(s, &p->init4);
+	sb_x8(s, &p->elcr);
+	sb_x8(s, &p->elcr_mask);
 }
 
 static void ioapic_fields(struct kvm_ioapic_state *io, struct sbuf *s)
 {
 	sb_int(s, io->base_address, 64);
-	sb_u32(s, &io->ioregsel);
-	sb_u32(s, &io->id);
-	sb_u32(s, &io->irr);
-	for (unsigned i = 0; i < KVM_IOAPIC_NUM_PINS; i++)
+	sb_x32(s, &io->ioregsel);
+	sb_x32(s, &io->id);
+	sb_x32(s, &io->irr);
+	for (uint32_t i = 0; i < KVM_IOAPIC_NUM_PINS; i++) {
+		sb_index(s, i);
 		sb_int(s, io->redirtbl[i].bits, 64);
+	}
 }
 
 void irqchip_fields(int vm_fd, struct sbuf *s)
 {
 	for (uint32_t id = KVM_IRQCHIP_PIC_MASTER; id <= KVM_IRQCHIP_IOAPIC; id++) {
+		static const char *const names[] = {"pic[0]", "pic[1]", "ioapic"};
 		struct kvm_irqchip chip = {.chip_id = id};
-		int ret;
+		size_t mark = sb_enter(s, "%s", names[id]);
+		int ret = 0;
 
 		/* When loading, what is not in the field list keeps the value of a fresh chip. */
-		ret = kvm_ioctl_ptr(vm_fd, KVM_GET_IRQCHIP, &chip);
+		if (!sb_looking(s))
+			ret = kvm_ioctl_ptr(vm_fd, KVM_GET_IRQCHIP, &chip);
 		if (ret)
 			sb_fail(s, ret);
 		if (id == KVM_IRQCHIP_IOAPIC)
 			ioapic_fields(&chip.chip.ioapic, s);
 		else
 			pic_fields(&chip.chip.pic, s);
-		if (s->loading && !s->err) {
+		sb_leave(s, mark);
+		if (s->loading && !s->err && !sb_looking(s)) {
 			ret = kvm_ioctl_ptr(vm_fd, KVM_SET_IRQCHIP, &chip);
 			if (ret)
 				sb_fail(s, ret);
@@ -130,22 +136,24 @@ void pit_fields(int vm_fd, struct sbuf *s)
 {
 	struct kvm_pit_state2 pit = {0};
 	int64_t now = (int64_t)now_ns();
-	int ret;
+	int ret = 0;
 
-	ret = kvm_ioctl_ptr(vm_fd, KVM_GET_PIT2, &pit);
+	if (!sb_looking(s))
+		ret = kvm_ioctl_ptr(vm_fd, KVM_GET_PIT2, &pit);
 	if (ret)
 		sb_fail(s, ret);
 	for (unsigned i = 0; i < ARRAY_SIZE(pit.channels); i++) {
 		struct kvm_pit_channel_state *c = &pit.channels[i];
 		/* count_load_time is this host's clock: on the wire it is an age. */
 		int64_t age = now - c->count_load_time;
-		/* What comes from the wire may be anything; it only has to be harmless. */
+		size_t mark = sb_enter(s, "channel[%u]", i);
 
+		/* What comes from the wire may be anything; it only has to be harmless. */
 		sb_u32(s, &c->count);
 		sb_u16(s, &c->latched_count);
 		sb_u8(s, &c->count_latched);
 		sb_u8(s, &c->status_latched);
-		sb_u8(s, &c->status);
+		sb_x8(s, &c->status);
 		sb_u8(s, &c->read_state);
 		sb_u8(s, &c->write_state);
 		sb_u8(s, &c->write_latch);
@@ -153,13 +161,14 @@ void pit_fields(int vm_fd, struct sbuf *s)
 		sb_u8(s, &c->mode);
 		sb_u8(s, &c->bcd);
 		sb_u8(s, &c->gate);
-		sb_i64(s, &age);
+		sb_i64_as(s, &age, "age_ns");
+		sb_leave(s, mark);
 		if (age < 0 || age > now)
 			age = 0;
 		c->count_load_time = now - age;
 	}
-	sb_u32(s, &pit.flags);
-	if (s->loading && !s->err) {
+	sb_x32(s, &pit.flags);
+	if (s->loading && !s->err && !sb_looking(s)) {
 		ret = kvm_ioctl_ptr(vm_fd, KVM_SET_PIT2, &pit);
 		if (ret)
 			sb_fail(s, ret);

@@ -33,7 +33,7 @@ int irqchip_init(int vm_fd, struct errmsg *err);
 
 /*
  * Field lists of the in-kernel chips; they read or write the kernel's state with vCPUs stopped.
- * PICs and IOAPIC, and the PIT. Errors are latched in s.
+ * PICs and IOAPIC, and the PIT. Errors are latched in s. vm_fd is not used for who only looks.
  */
 void irqchip_fields(int vm_fd, struct sbuf *s);
 void pit_fields(int vm_fd, struct sbuf *s);

@@ -98,6 +98,21 @@ int machine_create(struct vm **out, const struct vm_config *cfg, const struct cp
 	return 0;
 }
 
+const struct device_ops *machine_device_ops(const char *tag)
+{
+	static const struct device_ops *const all[] = {
+		&i8042_ops,	   &rtc_ops,	    &uart_ops,		 &acpi_pm_ops,
+		&virtio_mmio_ops,  &virtio_blk_ops, &virtio_net_ops,	 &virtio_console_ops,
+		&virtio_vsock_ops, &virtio_rng_ops, &virtio_balloon_ops,
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
+		if (strcmp(all[i]->tag, tag) == 0)
+			return all[i];
+	}
+	return NULL;
+}
+
 void machine_power_button(struct vm *vm)
 {
 	acpi_pm_power_button(vm_find_device(vm, acpi_pm_ops.tag, 0));

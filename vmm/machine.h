@@ -16,6 +16,9 @@
 int machine_create(struct vm **out, const struct vm_config *cfg, const struct cpuid *cpuid,
 		   struct loop *loop, struct chan *serial, struct errmsg *err);
 
+/* Any device that a machine can have, by its tag; NULL: there is none of that. */
+const struct device_ops *machine_device_ops(const char *tag);
+
 /* Presses the machine's power button. */
 void machine_power_button(struct vm *vm);
 

@@ -591,7 +591,7 @@ static void rtc_fields(struct device *d, struct sbuf *s)
 	pthread_mutex_lock(&r->lock);
 	if (s->loading)
 		r->at_rest = true;
-	sb_u8(s, &r->index);
+	sb_x8(s, &r->index);
 	sb_bytes(s, r->cmos, sizeof(r->cmos));
 	sb_i64(s, &r->offset_s);
 	sb_u32_range(s, &r->offset_ns, 0, NS_PER_SEC - 1);

@@ -3,6 +3,8 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,7 +78,94 @@ static const uint8_t *take(struct sbuf *s, size_t len)
 	return p;
 }
 
-void sb_bytes(struct sbuf *s, void *buf, size_t len)
+/* ---- names ---- */
+
+/* "&u->lcr" is lcr, "io->redirtbl[i].bits" is redirtbl[7].bits. */
+static void shown_name(const struct sb_view *view, const char *name, char *out, size_t size)
+{
+	size_t dot = strcspn(name, "."), arrow = strcspn(name, "-"), first, open, close;
+
+	first = dot < arrow ? dot : arrow;
+	if (name[first] == '.')
+		name += first + 1;
+	else if (name[first] && name[first + 1] == '>')
+		name += first + 2;
+	name += strspn(name, "&(*");
+	open = strcspn(name, "[");
+	close = strcspn(name, "]");
+	if (name[open] && name[close] && open < close &&
+	    (name[open + 1] < '0' || name[open + 1] > '9'))
+		snprintf(out, size, "%s%.*s[%s%s", view->prefix, (int)open, name, view->index,
+			 name + close);
+	else
+		snprintf(out, size, "%s%s", view->prefix, name);
+}
+
+/* A field was loaded. */
+static void tell(struct sbuf *s, const char *name, struct sb_field f)
+{
+	char shown[sizeof(s->view->prefix) + 128];
+
+	if (!s->view || s->err || !name)
+		return;
+	shown_name(s->view, name, shown, sizeof(shown));
+	s->view->field(s->view, shown, &f);
+}
+
+static void tell_number(struct sbuf *s, const char *name, enum sb_kind kind, uint64_t number)
+{
+	tell(s, name, (struct sb_field){.kind = kind, .number = number});
+}
+
+static void tell_bytes(struct sbuf *s, const char *name, enum sb_kind kind, const void *bytes,
+		       size_t len)
+{
+	tell(s, name, (struct sb_field){.kind = kind, .bytes = bytes, .len = len});
+}
+
+void sb_look(struct sbuf *s, struct sb_view *view)
+{
+	view->prefix[0] = view->index[0] = 0;
+	s->view = view;
+}
+
+void sb_index(struct sbuf *s, uint32_t index)
+{
+	if (s->view)
+		snprintf(s->view->index, sizeof(s->view->index), "%u", index);
+}
+
+void sb_key(struct sbuf *s, uint32_t key)
+{
+	if (s->view)
+		snprintf(s->view->index, sizeof(s->view->index), "0x%x", key);
+}
+
+size_t sb_enter(struct sbuf *s, const char *fmt, ...)
+{
+	size_t mark, len;
+	va_list ap;
+
+	if (!s->view)
+		return 0;
+	mark = strlen(s->view->prefix);
+	va_start(ap, fmt);
+	vsnprintf(s->view->prefix + mark, sizeof(s->view->prefix) - mark, fmt, ap);
+	va_end(ap);
+	len = strlen(s->view->prefix);
+	snprintf(s->view->prefix + len, sizeof(s->view->prefix) - len, ".");
+	return mark;
+}
+
+void sb_leave(struct sbuf *s, size_t mark)
+{
+	if (s->view)
+		s->view->prefix[mark] = 0;
+}
+
+/* ---- fields ---- */
+
+static void move_bytes(struct sbuf *s, void *buf, size_t len)
 {
 	if (len == 0)
 		return;
@@ -93,81 +182,93 @@ void sb_bytes(struct sbuf *s, void *buf, size_t len)
 	}
 }
 
-void sb_u8(struct sbuf *s, uint8_t *v)
+void sb_bytes_as(struct sbuf *s, void *buf, size_t len, const char *name)
 {
-	sb_bytes(s, v, 1);
+	move_bytes(s, buf, len);
+	tell_bytes(s, name, SB_BYTES, buf, len);
 }
 
-void sb_u16(struct sbuf *s, uint16_t *v)
+void sb_u8_as(struct sbuf *s, uint8_t *v, const char *name, enum sb_kind kind)
+{
+	move_bytes(s, v, 1);
+	tell_number(s, name, kind, *v);
+}
+
+void sb_u16_as(struct sbuf *s, uint16_t *v, const char *name, enum sb_kind kind)
 {
 	uint16_t le = htole16(*v);
 
-	sb_bytes(s, &le, sizeof(le));
+	move_bytes(s, &le, sizeof(le));
 	if (s->loading)
 		*v = le16toh(le);
+	tell_number(s, name, kind, *v);
 }
 
-void sb_u32(struct sbuf *s, uint32_t *v)
+void sb_u32_as(struct sbuf *s, uint32_t *v, const char *name, enum sb_kind kind)
 {
 	uint32_t le = htole32(*v);
 
-	sb_bytes(s, &le, sizeof(le));
+	move_bytes(s, &le, sizeof(le));
 	if (s->loading)
 		*v = le32toh(le);
+	tell_number(s, name, kind, *v);
 }
 
-void sb_u64(struct sbuf *s, uint64_t *v)
+void sb_u64_as(struct sbuf *s, uint64_t *v, const char *name, enum sb_kind kind)
 {
 	uint64_t le = htole64(*v);
 
-	sb_bytes(s, &le, sizeof(le));
+	move_bytes(s, &le, sizeof(le));
 	if (s->loading)
 		*v = le64toh(le);
+	tell_number(s, name, kind, *v);
 }
 
-void sb_i64(struct sbuf *s, int64_t *v)
+void sb_i64_as(struct sbuf *s, int64_t *v, const char *name)
 {
 	uint64_t u = (uint64_t)*v;
 
-	sb_u64(s, &u);
+	sb_u64_as(s, &u, name, SB_SIGNED);
 	if (s->loading)
 		*v = (int64_t)u;
 }
 
-void sb_bool(struct sbuf *s, bool *v)
+void sb_bool_as(struct sbuf *s, bool *v, const char *name)
 {
 	uint8_t b = *v;
 
-	sb_u8(s, &b);
+	move_bytes(s, &b, 1);
 	if (!s->loading)
 		return;
 	if (b > 1)
 		sb_fail(s, -EPROTO);
 	else
 		*v = b;
+	tell_number(s, name, SB_BOOL, b);
 }
 
-void sb_u32_range(struct sbuf *s, uint32_t *v, uint32_t min, uint32_t max)
+void sb_u32_range_as(struct sbuf *s, uint32_t *v, uint32_t min, uint32_t max, const char *name)
 {
 	uint32_t x = *v;
 
-	sb_u32(s, &x);
+	sb_u32_as(s, &x, NULL, SB_NUMBER);
 	if (s->err)
 		return;
 	if (x < min || x > max)
 		sb_fail(s, -ERANGE);
 	else if (s->loading)
 		*v = x;
+	tell_number(s, name, SB_NUMBER, x);
 }
 
-void sb_str(struct sbuf *s, char *buf, size_t cap)
+void sb_str_as(struct sbuf *s, char *buf, size_t cap, const char *name)
 {
 	uint32_t len = s->loading ? 0 : (uint32_t)strnlen(buf, cap - 1);
 	const uint8_t *p;
 
-	sb_u32(s, &len);
+	sb_u32_as(s, &len, NULL, SB_NUMBER);
 	if (!s->loading) {
-		sb_bytes(s, buf, len);
+		move_bytes(s, buf, len);
 		return;
 	}
 	if (!s->err && len >= cap)
@@ -181,6 +282,7 @@ void sb_str(struct sbuf *s, char *buf, size_t cap)
 	}
 	memcpy(buf, p, len);
 	buf[len] = 0;
+	tell_bytes(s, name, SB_TEXT, p, len);
 }
 
 void sb_end(struct sbuf *s)

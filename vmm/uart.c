@@ -450,14 +450,14 @@ static void uart_fields(struct device *d, struct sbuf *s)
 	pthread_mutex_lock(&u->lock);
 	if (s->loading)
 		u->at_rest = true;
-	sb_u8(s, &u->ier);
-	sb_u8(s, &u->lcr);
-	sb_u8(s, &u->mcr);
-	sb_u8(s, &u->msr);
-	sb_u8(s, &u->scr);
-	sb_u8(s, &u->dll);
-	sb_u8(s, &u->dlm);
-	sb_u8(s, &u->fcr);
+	sb_x8(s, &u->ier);
+	sb_x8(s, &u->lcr);
+	sb_x8(s, &u->mcr);
+	sb_x8(s, &u->msr);
+	sb_x8(s, &u->scr);
+	sb_x8(s, &u->dll);
+	sb_x8(s, &u->dlm);
+	sb_x8(s, &u->fcr);
 	sb_bool(s, &u->mcr_written);
 	sb_bool(s, &u->overrun);
 	sb_bool(s, &u->thr_pending);

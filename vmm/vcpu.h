@@ -55,7 +55,8 @@ void vcpu_kick(struct vcpu *v);
  * Architectural state as one field list, in the order that KVM needs. Stopped vCPUs only.
  * When loading, err names the register class or MSR that this host refused; s->err is latched.
  * The TSC is not here but in the machine's clock (clock.h), and the TSC deadline, which must
- * follow it, is only kept by a load: vcpu_arm_timer() sets it.
+ * follow it, is only kept by a load: vcpu_arm_timer() sets it. For who only looks (sbuf.h) zeroes
+ * are enough of a vCPU and its VM.
  */
 void vcpu_fields(struct vcpu *v, struct sbuf *s, struct errmsg *err);
 

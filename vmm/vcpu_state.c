@@ -6,6 +6,8 @@
  * XCRS, DEBUGREGS, LAPIC, MSRs, VCPU_EVENTS. REGS clears pending exceptions, so events come last;
  * LAPIC needs the APIC base that is part of SREGS, and comes before the MSRs. The TSC belongs to
  * clock.c and must be set before the TSC deadline, hence vcpu_arm_timer().
+ *
+ * For who only looks at a saved state (sbuf.h) the same functions run without KVM.
  */
 #include <errno.h>
 #include <linux/kvm.h>
@@ -36,7 +38,7 @@ static void begin(struct vcpu *v, struct sbuf *s, unsigned long get, void *state
 {
 	int ret;
 
-	if (s->err)
+	if (s->err || sb_looking(s))
 		return;
 	ret = kvm_ioctl_ptr(v->fd, get, state);
 	if (ret)
@@ -48,7 +50,7 @@ static void commit(struct vcpu *v, struct sbuf *s, unsigned long set, void *stat
 {
 	int ret;
 
-	if (!s->loading || s->err)
+	if (!s->loading || s->err || sb_looking(s))
 		return;
 	ret = kvm_ioctl_ptr(v->fd, set, state);
 	if (ret) {
@@ -93,12 +95,14 @@ static void regs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 	commit(v, s, KVM_SET_REGS, &r, "registers", err);
 }
 
-static void segment(struct kvm_segment *g, struct sbuf *s)
+static void segment(struct kvm_segment *g, struct sbuf *s, const char *name)
 {
+	size_t mark = sb_enter(s, "%s", name);
+
 	sb_int(s, g->base, 64);
-	sb_u32(s, &g->limit);
-	sb_u16(s, &g->selector);
-	sb_u8(s, &g->type);
+	sb_x32(s, &g->limit);
+	sb_x16(s, &g->selector);
+	sb_x8(s, &g->type);
 	sb_u8(s, &g->present);
 	sb_u8(s, &g->dpl);
 	sb_u8(s, &g->db);
@@ -107,6 +111,7 @@ static void segment(struct kvm_segment *g, struct sbuf *s)
 	sb_u8(s, &g->g);
 	sb_u8(s, &g->avl);
 	sb_u8(s, &g->unusable);
+	sb_leave(s, mark);
 }
 
 static void sregs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
@@ -114,18 +119,18 @@ static void sregs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 	struct kvm_sregs r = {0};
 
 	begin(v, s, KVM_GET_SREGS, &r);
-	segment(&r.cs, s);
-	segment(&r.ds, s);
-	segment(&r.es, s);
-	segment(&r.fs, s);
-	segment(&r.gs, s);
-	segment(&r.ss, s);
-	segment(&r.tr, s);
-	segment(&r.ldt, s);
+	segment(&r.cs, s, "cs");
+	segment(&r.ds, s, "ds");
+	segment(&r.es, s, "es");
+	segment(&r.fs, s, "fs");
+	segment(&r.gs, s, "gs");
+	segment(&r.ss, s, "ss");
+	segment(&r.tr, s, "tr");
+	segment(&r.ldt, s, "ldt");
 	sb_int(s, r.gdt.base, 64);
-	sb_u16(s, &r.gdt.limit);
+	sb_x16(s, &r.gdt.limit);
 	sb_int(s, r.idt.base, 64);
-	sb_u16(s, &r.idt.limit);
+	sb_x16(s, &r.idt.limit);
 	sb_int(s, r.cr0, 64);
 	sb_int(s, r.cr2, 64);
 	sb_int(s, r.cr3, 64);
@@ -133,15 +138,19 @@ static void sregs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 	sb_int(s, r.cr8, 64);
 	sb_int(s, r.efer, 64);
 	sb_int(s, r.apic_base, 64);
-	for (size_t i = 0; i < ARRAY_SIZE(r.interrupt_bitmap); i++)
+	for (uint32_t i = 0; i < ARRAY_SIZE(r.interrupt_bitmap); i++) {
+		sb_index(s, i);
 		sb_int(s, r.interrupt_bitmap[i], 64);
+	}
 	commit(v, s, KVM_SET_SREGS, &r, "system registers", err);
 }
 
 /* The area is architectural (SDM volume 1 chapter 13, standard format); its size is the host's. */
 static void xsave(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 {
-	size_t have = MAX((size_t)v->vm->caps.xsave_size, sizeof(struct kvm_xsave));
+	/* Who only looks takes that of any host. */
+	size_t most = sb_looking(s) ? s->len : (size_t)v->vm->caps.xsave_size;
+	size_t have = MAX(most, sizeof(struct kvm_xsave));
 	bool wide = v->vm->caps.xsave_size > (int)sizeof(struct kvm_xsave);
 	uint32_t size = (uint32_t)have;
 	uint8_t *area = calloc(1, have);
@@ -151,7 +160,7 @@ static void xsave(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 		return;
 	}
 	begin(v, s, wide ? KVM_GET_XSAVE2 : KVM_GET_XSAVE, area);
-	sb_u32(s, &size);
+	sb_u32_as(s, &size, "xsave_size", SB_NUMBER);
 	if (!s->err && size > have) {
 		errmsg_set(err, -ENOTSUP,
 			   "vCPU %u: saved XSAVE area of %u bytes, this host's KVM takes %zu",
@@ -161,7 +170,7 @@ static void xsave(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 	if (!s->err) {
 		if (s->loading)
 			memset(area, 0, have);
-		sb_bytes(s, area, size);
+		sb_bytes_as(s, area, size, "xsave");
 	}
 	commit(v, s, KVM_SET_XSAVE, area, "FPU and vector registers", err);
 	free(area);
@@ -174,6 +183,7 @@ static void xcrs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 	begin(v, s, KVM_GET_XCRS, &x);
 	sb_u32_range(s, &x.nr_xcrs, 0, KVM_MAX_XCRS);
 	for (uint32_t i = 0; i < x.nr_xcrs && !s->err; i++) {
+		sb_index(s, i);
 		sb_u32(s, &x.xcrs[i].xcr);
 		sb_int(s, x.xcrs[i].value, 64);
 	}
@@ -186,8 +196,10 @@ static void debugregs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 	struct kvm_debugregs d = {0};
 
 	begin(v, s, KVM_GET_DEBUGREGS, &d);
-	for (size_t i = 0; i < ARRAY_SIZE(d.db); i++)
+	for (uint32_t i = 0; i < ARRAY_SIZE(d.db); i++) {
+		sb_index(s, i);
 		sb_int(s, d.db[i], 64);
+	}
 	sb_int(s, d.dr6, 64);
 	sb_int(s, d.dr7, 64);
 	commit(v, s, KVM_SET_DEBUGREGS, &d, "debug registers", err);
@@ -201,13 +213,21 @@ static uint32_t lapic_reg(const struct kvm_lapic_state *l, unsigned offset)
 	return value;
 }
 
-/* The APIC's register page as the architecture lays it out. */
+/* The APIC's register page as the architecture lays it out: one in every 16 bytes. */
 static void lapic(struct vcpu *v, struct sbuf *s, uint32_t *lvtt, struct errmsg *err)
 {
 	struct kvm_lapic_state l = {0};
 
 	begin(v, s, KVM_GET_LAPIC, &l);
-	sb_bytes(s, l.regs, sizeof(l.regs));
+	for (uint32_t at = 0; at < sizeof(l.regs); at += 16) {
+		uint32_t reg = lapic_reg(&l, at);
+
+		sb_key(s, at);
+		sb_u32_as(s, &reg, "lapic[at]", SB_BITS);
+		if (s->loading)
+			memcpy(l.regs + at, &reg, sizeof(reg));
+		sb_bytes_as(s, l.regs + at + sizeof(reg), 16 - sizeof(reg), NULL);
+	}
 	commit(v, s, KVM_SET_LAPIC, &l, "local APIC", err);
 	*lvtt = lapic_reg(&l, LAPIC_LVTT);
 }
@@ -422,6 +442,18 @@ static void load_msrs(struct vcpu *v, struct sbuf *s, struct kvm_msrs *chunk,
 	}
 }
 
+/* What an MSR holds goes by its index. */
+static void msr_entry(struct sbuf *s, struct kvm_msr_entry *e)
+{
+	uint64_t data = e->data;
+
+	sb_u32_as(s, &e->index, NULL, SB_BITS);
+	sb_key(s, e->index);
+	sb_u64_as(s, &data, "msr[index]", SB_BITS);
+	if (s->loading)
+		e->data = data;
+}
+
 static void msrs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 {
 	struct kvm_msr_entry *e = NULL;
@@ -440,7 +472,7 @@ static void msrs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 			return;
 		}
 	} else {
-		sb_u32_range(s, &n, 0, 2 * MSR_LIST_MAX);
+		sb_u32_range_as(s, &n, 0, 2 * MSR_LIST_MAX, "msrs");
 	}
 	e = calloc(n + 1, sizeof(*e));
 	ok = calloc(n + 1, sizeof(*ok));
@@ -462,11 +494,9 @@ static void msrs(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 		n = count;
 		sb_u32(s, &n);
 	}
-	for (uint32_t i = 0; i < n; i++) {
-		sb_u32(s, &e[i].index);
-		sb_int(s, e[i].data, 64);
-	}
-	if (s->loading && !s->err)
+	for (uint32_t i = 0; i < n && !s->err; i++)
+		msr_entry(s, &e[i]);
+	if (s->loading && !s->err && !sb_looking(s))
 		load_msrs(v, s, chunk, e, n, ok, err);
 out:
 	free(index);
@@ -479,16 +509,18 @@ static void events(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 {
 	struct kvm_vcpu_events e = {0};
 	uint32_t here;
+	size_t mark;
 
 	begin(v, s, KVM_GET_VCPU_EVENTS, &e);
 	/* A class of events that this KVM does not know of must not be asked for. */
 	here = e.flags | KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
 	       KVM_VCPUEVENT_VALID_SHADOW;
+	mark = sb_enter(s, "events");
 	sb_u8(s, &e.exception.injected);
 	sb_u8(s, &e.exception.nr);
 	sb_u8(s, &e.exception.has_error_code);
 	sb_u8(s, &e.exception.pending);
-	sb_u32(s, &e.exception.error_code);
+	sb_x32(s, &e.exception.error_code);
 	sb_u8(s, &e.interrupt.injected);
 	sb_u8(s, &e.interrupt.nr);
 	sb_u8(s, &e.interrupt.soft);
@@ -497,11 +529,12 @@ static void events(struct vcpu *v, struct sbuf *s, struct errmsg *err)
 	sb_u8(s, &e.nmi.pending);
 	sb_u8(s, &e.nmi.masked);
 	sb_u32(s, &e.sipi_vector);
-	sb_u32(s, &e.flags);
+	sb_x32(s, &e.flags);
 	sb_u8(s, &e.smi.smm);
 	sb_u8(s, &e.smi.pending);
 	sb_u8(s, &e.smi.smm_inside_nmi);
 	sb_u8(s, &e.smi.latched_init);
+	sb_leave(s, mark);
 	e.flags &= here;
 	commit(v, s, KVM_SET_VCPU_EVENTS, &e, "pending events", err);
 }
@@ -520,7 +553,7 @@ static void timer(struct vcpu *v, struct sbuf *s, uint32_t lvtt)
 		    !(lvtt & LAPIC_LVT_MASKED))
 			msr_get(v->fd, MSR_TSC, &deadline);
 	}
-	sb_u64(s, &deadline);
+	sb_u64_as(s, &deadline, "tsc_deadline", SB_NUMBER);
 	if (s->loading)
 		v->tsc_deadline = deadline;
 }

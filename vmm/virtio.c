@@ -235,17 +235,23 @@ void virtio_resume(struct device *d)
 void virtio_fields(struct device *d, struct sbuf *s)
 {
 	struct virtio *v = to_virtio(d);
-	uint32_t n = v->n_queues;
+	/* A blank one has as many as there are. */
+	uint32_t most = sb_looking(s) ? VIRTIO_MAX_QUEUES : v->n_queues;
+	uint32_t queues = v->n_queues;
 
 	/* A late kick on the loop's thread looks whether it is stopped. */
 	pthread_mutex_lock(&v->lock);
-	sb_u8(s, &v->status);
-	sb_u64(s, &v->features);
+	sb_x8(s, &v->status);
+	sb_x64(s, &v->features);
 	sb_u32(s, &v->generation);
 	sb_bytes(s, v->config, v->config_len);
-	sb_u32_range(s, &n, v->n_queues, v->n_queues);
-	for (unsigned i = 0; i < v->n_queues; i++)
+	sb_u32_range(s, &queues, v->n_queues, most);
+	for (unsigned i = 0; i < queues; i++) {
+		size_t mark = sb_enter(s, "queue[%u]", i);
+
 		virtq_fields(&v->queue[i].q, s);
+		sb_leave(s, mark);
+	}
 	pthread_mutex_unlock(&v->lock);
 }
 
@@ -288,24 +294,28 @@ int virtio_loaded(struct device *d)
 static void shape_locked(struct virtio *v, struct sbuf *s, struct errmsg *err)
 {
 	uint32_t instance = v->dev.instance;
+	bool compare = s->loading && !sb_looking(s);
 	uint64_t offered = v->offered;
 	uint32_t n = v->n_queues;
 
-	sb_u64(s, &offered);
-	sb_u32(s, &n);
-	if (s->loading && !s->err && n != v->n_queues)
+	sb_x64(s, &offered);
+	sb_u32_as(s, &n, "queues", SB_NUMBER);
+	if (compare && !s->err && n != v->n_queues)
 		sb_fail(s, errmsg_set(err, -ENOTSUP, "%s %u: it has %u queues, here it has %u",
 				      v->ops->name, instance, n, v->n_queues));
-	for (unsigned i = 0; i < v->n_queues; i++) {
+	/* What is only looked at has as many as there are. */
+	n = sb_looking(s) ? MIN(n, VIRTIO_MAX_QUEUES) : v->n_queues;
+	for (unsigned i = 0; i < n; i++) {
 		uint16_t max = v->queue[i].q.max;
 
-		sb_u16(s, &max);
-		if (s->loading && !s->err && max != v->queue[i].q.max)
+		sb_index(s, i);
+		sb_u16_as(s, &max, "max[i]", SB_NUMBER);
+		if (compare && !s->err && max != v->queue[i].q.max)
 			sb_fail(s, errmsg_set(err, -ENOTSUP,
 					      "%s %u: its queue %u has %u entries, here it has %u",
 					      v->ops->name, instance, i, max, v->queue[i].q.max));
 	}
-	if (!s->loading || s->err)
+	if (!compare || s->err)
 		return;
 	if (offered & ~v->offered)
 		sb_fail(s, errmsg_set(err, -ENOTSUP,

@@ -412,6 +412,11 @@ static void balloon_fields(struct device *d, struct sbuf *s)
 	pthread_mutex_unlock(&b->v.lock);
 }
 
+static void balloon_blank(struct device *d)
+{
+	of_device(d)->v.config_len = CONFIG_LEN;
+}
+
 static int balloon_loaded(struct device *d)
 {
 	struct virtio_balloon *b = of_device(d);
@@ -439,6 +444,7 @@ const struct device_ops virtio_balloon_ops = {
 	.quiesce = virtio_quiesce,
 	.resume = virtio_resume,
 	.fields = balloon_fields,
+	.blank = balloon_blank,
 	.loaded = balloon_loaded,
 	.shape = virtio_shape,
 	.destroy = balloon_destroy,

@@ -636,6 +636,11 @@ static void check_shape(struct virtio_blk *b, struct sbuf *s, uint64_t size, boo
 				      readonly ? "read-only" : "writable"));
 }
 
+static void blk_blank(struct device *d)
+{
+	dev_to_blk(d)->v.config_len = CONFIG_LEN;
+}
+
 static void blk_shape(struct device *d, struct sbuf *s, struct errmsg *err)
 {
 	struct virtio_blk *b = dev_to_blk(d);
@@ -645,7 +650,7 @@ static void blk_shape(struct device *d, struct sbuf *s, struct errmsg *err)
 	/* First what has a name that users know; features and queues say less. */
 	sb_u64(s, &size);
 	sb_bool(s, &readonly);
-	if (s->loading && !s->err) {
+	if (s->loading && !s->err && !sb_looking(s)) {
 		check_shape(b, s, size, readonly, err);
 		/* A guest that was offered flushes may have them: there is nothing left to flush.
 		 */
@@ -688,6 +693,7 @@ const struct device_ops virtio_blk_ops = {
 	.quiesce = blk_quiesce,
 	.resume = virtio_resume,
 	.fields = virtio_fields,
+	.blank = blk_blank,
 	.loaded = blk_loaded,
 	.shape = blk_shape,
 	.acquire = blk_acquire,

@@ -107,8 +107,9 @@ static uint32_t ring_back(struct ring *r, uint8_t **at)
 	return MIN(ring_room(r), (uint32_t)sizeof(r->data) - tail);
 }
 
-static void ring_fields(struct ring *r, struct sbuf *s)
+static void ring_fields(struct ring *r, struct sbuf *s, const char *name)
 {
+	size_t mark = sb_enter(s, "%s", name);
 	uint32_t len = r->len;
 
 	sb_u32_range(s, &len, 0, sizeof(r->data));
@@ -122,6 +123,7 @@ static void ring_fields(struct ring *r, struct sbuf *s)
 		sb_bytes(s, r->data + r->head, first);
 		sb_bytes(s, r->data, len - first);
 	}
+	sb_leave(s, mark);
 }
 
 /* ---- endpoints ---- */
@@ -578,8 +580,8 @@ static void console_fields(struct device *d, struct sbuf *s)
 	virtio_fields(d, s);
 	pthread_mutex_lock(&c->v.lock);
 	sb_u64(s, &c->tx_done);
-	ring_fields(&c->out, s);
-	ring_fields(&c->in, s);
+	ring_fields(&c->out, s, "out");
+	ring_fields(&c->in, s, "in");
 	pthread_mutex_unlock(&c->v.lock);
 }
 

@@ -368,7 +368,7 @@ static void mmio_fields(struct device *d, struct sbuf *s)
 	sb_u32(s, &m->device_features_sel);
 	sb_u32(s, &m->driver_features_sel);
 	sb_u32(s, &m->queue_sel);
-	sb_u32(s, &m->interrupt_status);
+	sb_x32(s, &m->interrupt_status);
 }
 
 static int mmio_loaded(struct device *d)

@@ -302,7 +302,15 @@ static void net_fields(struct device *d, struct sbuf *s)
 
 	virtio_fields(d, s);
 	sb_u32_range(s, &n->pairs, 1, n->max_pairs);
-	sb_u64(s, &n->guest_offloads);
+	sb_x64(s, &n->guest_offloads);
+}
+
+static void net_blank(struct device *d)
+{
+	struct virtio_net *n = to_net(d);
+
+	n->v.config_len = sizeof(struct net_config);
+	n->max_pairs = NET_MAX_PAIRS;
 }
 
 static int net_loaded(struct device *d)
@@ -328,11 +336,11 @@ static int net_loaded(struct device *d)
 static void net_shape(struct device *d, struct sbuf *s, struct errmsg *err)
 {
 	struct virtio_net *n = to_net(d);
-	uint16_t mtu = n->b->mtu;
+	uint16_t mtu = sb_looking(s) ? 0 : n->b->mtu;
 
 	virtio_shape(d, s, err);
 	sb_u16(s, &mtu);
-	if (!s->loading || s->err)
+	if (!s->loading || s->err || sb_looking(s))
 		return;
 	if (mtu < NET_MTU_MIN)
 		sb_fail(s, -EPROTO);
@@ -361,6 +369,7 @@ const struct device_ops virtio_net_ops = {
 	.quiesce = net_quiesce,
 	.resume = net_resume,
 	.fields = net_fields,
+	.blank = net_blank,
 	.loaded = net_loaded,
 	.shape = net_shape,
 	.acquire = net_acquire,

@@ -298,6 +298,11 @@ static void vsock_fields(struct device *d, struct sbuf *s)
 	pthread_mutex_unlock(&vs->v.lock);
 }
 
+static void vsock_blank(struct device *d)
+{
+	set_cid(of_device(d));
+}
+
 static int vsock_loaded(struct device *d)
 {
 	int ret = virtio_loaded(d);
@@ -350,6 +355,7 @@ const struct device_ops virtio_vsock_ops = {
 	.quiesce = virtio_quiesce,
 	.resume = vsock_resume,
 	.fields = vsock_fields,
+	.blank = vsock_blank,
 	.loaded = vsock_loaded,
 	.shape = virtio_shape,
 	.acquire = vsock_acquire,

@@ -362,9 +362,9 @@ void virtq_fields(struct virtq *q, struct sbuf *s)
 {
 	sb_u16(s, &q->size);
 	sb_bool(s, &q->ready);
-	sb_u64(s, &q->desc);
-	sb_u64(s, &q->avail);
-	sb_u64(s, &q->used);
+	sb_x64(s, &q->desc);
+	sb_x64(s, &q->avail);
+	sb_x64(s, &q->used);
 	sb_u16(s, &q->next_avail);
 	sb_u16(s, &q->next_used);
 	sb_u16(s, &q->signalled);

@@ -25,8 +25,8 @@ void vm_config_fields(struct vm_config *c, struct sbuf *s)
 	sb_str(s, c->initrd, sizeof(c->initrd));
 	sb_str(s, c->cmdline, sizeof(c->cmdline));
 	vm_devices_fields(&c->devices, s);
-	sb_u64(s, &c->id[0]);
-	sb_u64(s, &c->id[1]);
+	sb_x64(s, &c->id[0]);
+	sb_x64(s, &c->id[1]);
 }
 
 static int add_memslots(struct vm *vm, struct errmsg *err)

@@ -19,29 +19,29 @@ const char *vm_cache_name(enum vm_cache cache)
 }
 
 /* A small number that must be min to max. */
-static void u8_range(struct sbuf *s, uint8_t *v, uint32_t min, uint32_t max)
+static void u8_range(struct sbuf *s, uint8_t *v, uint32_t min, uint32_t max, const char *name)
 {
 	uint32_t n = *v;
 
-	sb_u32_range(s, &n, min, max);
+	sb_u32_range_as(s, &n, min, max, name);
 	if (s->loading)
 		*v = (uint8_t)n;
 }
 
 static void queues_fields(struct sbuf *s, uint16_t *v)
 {
-	uint32_t n = *v;
+	uint32_t queues = *v;
 
-	sb_u32_range(s, &n, 1, VM_MAX_DEVICE_QUEUES);
+	sb_u32_range(s, &queues, 1, VM_MAX_DEVICE_QUEUES);
 	if (s->loading)
-		*v = (uint16_t)n;
+		*v = (uint16_t)queues;
 }
 
 static void disk_fields(struct vm_disk *d, struct sbuf *s)
 {
 	sb_str(s, d->path, sizeof(d->path));
 	sb_str(s, d->serial, sizeof(d->serial));
-	u8_range(s, &d->cache, VM_CACHE_WRITEBACK, VM_CACHE_UNSAFE);
+	u8_range(s, &d->cache, VM_CACHE_WRITEBACK, VM_CACHE_UNSAFE, "cache");
 	sb_bool(s, &d->readonly);
 	sb_bool(s, &d->discard);
 	queues_fields(s, &d->queues);
@@ -49,29 +49,39 @@ static void disk_fields(struct vm_disk *d, struct sbuf *s)
 
 static void net_fields(struct vm_net *n, struct sbuf *s)
 {
-	u8_range(s, &n->kind, VM_NET_USER, VM_NET_TAP);
+	u8_range(s, &n->kind, VM_NET_USER, VM_NET_TAP, "kind");
 	sb_bytes(s, n->mac, sizeof(n->mac));
 	queues_fields(s, &n->queues);
 	sb_str(s, n->tap, sizeof(n->tap));
 	sb_u32_range(s, &n->n_forwards, 0, VM_MAX_FORWARDS);
 	for (uint32_t i = 0; i < n->n_forwards && !s->err; i++) {
 		struct vm_forward *f = &n->forward[i];
+		size_t mark = sb_enter(s, "forward[%u]", i);
 
 		sb_bool(s, &f->udp);
 		sb_str(s, f->host, sizeof(f->host));
 		sb_u16(s, &f->host_port);
 		sb_u16(s, &f->guest_port);
+		sb_leave(s, mark);
 	}
 }
 
 void vm_devices_fields(struct vm_devices *d, struct sbuf *s)
 {
+	size_t mark;
+
 	sb_u32_range(s, &d->n_disks, 0, VM_MAX_DISKS);
-	for (uint32_t i = 0; i < d->n_disks && !s->err; i++)
+	for (uint32_t i = 0; i < d->n_disks && !s->err; i++) {
+		mark = sb_enter(s, "disk[%u]", i);
 		disk_fields(&d->disk[i], s);
+		sb_leave(s, mark);
+	}
 	sb_u32_range(s, &d->n_nets, 0, VM_MAX_NETS);
-	for (uint32_t i = 0; i < d->n_nets && !s->err; i++)
+	for (uint32_t i = 0; i < d->n_nets && !s->err; i++) {
+		mark = sb_enter(s, "net[%u]", i);
 		net_fields(&d->net[i], s);
+		sb_leave(s, mark);
+	}
 	sb_bool(s, &d->vsock.present);
 	sb_u64(s, &d->vsock.cid);
 	sb_str(s, d->vsock.path, sizeof(d->vsock.path));

@@ -394,14 +394,17 @@ int vsock_mux_next(struct vsock_mux *m, const struct virtq_chain *chain, struct 
 
 static void load_stranded(struct vsock_mux *m, struct sbuf *s, uint32_t n)
 {
-	vsock_mux_reset(m);
-	while (n-- && !s->err) {
+	if (!sb_looking(s))
+		vsock_mux_reset(m);
+	for (uint32_t i = 0; i < n && !s->err; i++) {
 		uint32_t guest_port = 0, host_port = 0;
+		size_t mark = sb_enter(s, "conn[%u]", i);
 
 		sb_u32(s, &guest_port);
 		sb_u32(s, &host_port);
-		if (s->err)
-			return;
+		sb_leave(s, mark);
+		if (s->err || sb_looking(s))
+			continue;
 		if (vsock_mux_find(m, guest_port, host_port))
 			sb_fail(s, -EPROTO);
 		else if (!vsock_conn_stranded(m, guest_port, host_port))
@@ -412,14 +415,14 @@ static void load_stranded(struct vsock_mux *m, struct sbuf *s, uint32_t n)
 void vsock_mux_fields(struct vsock_mux *m, struct sbuf *s)
 {
 	struct vsock_conn *c;
-	uint32_t n = 0;
+	uint32_t conns = 0;
 
 	sb_u32_range(s, &m->next_port, VSOCK_FIRST_PORT, VSOCK_LAST_PORT);
 	for (c = LIST_FIRST(&m->all); c; c = LIST_NEXT(c, all))
-		n += c->in_bucket;
-	sb_u32_range(s, &n, 0, VSOCK_MAX_CONNS);
+		conns += c->in_bucket;
+	sb_u32_range(s, &conns, 0, VSOCK_MAX_CONNS);
 	if (s->loading) {
-		load_stranded(m, s, n);
+		load_stranded(m, s, conns);
 		return;
 	}
 	for (c = LIST_FIRST(&m->all); c; c = LIST_NEXT(c, all)) {

@@ -2,7 +2,7 @@
 # Tests of guests with disks.
 
 disks_out := $(B)/guest-tests/tests
-disks_users := $(addprefix $(disks_out)/test-,virtio-bare virtio-hostile disk-move disk-faults \
+disks_users := $(addprefix $(disks_out)/test-,virtio-bare virtio-hostile disk-move disk-faults decode \
 	linux-disk-faults linux-balloon)
 
 $(disks_users): $(disks_out)/disks.o

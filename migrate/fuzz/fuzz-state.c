@@ -9,13 +9,15 @@
  *	- guest RAM is as it was, for state has no business there;
  *	- what was taken is a state that can move on: it is saved, another machine takes it, and
  *	  saves the same again but for what is time;
- *	- the machine's devices go on, and come to rest once more.
+ *	- the machine's devices go on, and come to rest once more;
+ *	- who only looks at it, without a machine, can read all that a machine took.
  */
 #include "../state.h"
 
 #include <errno.h>
 #include <stdio.h>
 
+#include "../../vmm/machine.h"
 #include "guest.h"
 
 /* Sections that may differ from one save to the next. */
@@ -78,6 +80,38 @@ static void go_on(struct fuzz_guest *g)
 	fuzz_need(guest_quiesce(g, &err) == 0, "devices do not come to rest: %s", err.text);
 }
 
+static void on_field(struct sb_view *view, const char *name, const struct sb_field *f)
+{
+	unsigned *fields = view->arg;
+
+	fuzz_need(name[0] && strlen(name) < 256, "a field without a name");
+	fuzz_need(f->kind != SB_BOOL || f->number <= 1, "%s is neither true nor false", name);
+	(*fields)++;
+}
+
+/* Can all of it be read? */
+static bool look(const struct sbuf *state)
+{
+	struct sb_section sec;
+	struct sbuf s, body;
+	bool whole = true;
+	int ret;
+
+	sb_init_load(&s, state->data, state->len);
+	while ((ret = sb_section_next(&s, &sec, &body)) > 0) {
+		unsigned fields = 0;
+		struct sb_view view = {.field = on_field, .arg = &fields};
+		struct errmsg err = {""};
+
+		sb_look(&body, &view);
+		ret = state_look(&sec, machine_device_ops(sec.tag), &body, &err);
+		fuzz_need(ret || fields, "section %s has no fields", sec.tag);
+		/* The machine may have passed over it. */
+		whole &= ret == 0 || (sec.flags & SB_OPTIONAL);
+	}
+	return whole && ret == 0;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct fuzz_in in = {data, data + size};
@@ -86,16 +120,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct errmsg err = {""};
 	struct fuzz_guest g;
 	struct sbuf state;
-	bool lies;
+	bool lies, seen;
 	int ret;
 
 	lies = sections_edit(honest, &in, &state);
 	fds = count_fds();
+	seen = look(&state);
 	guest_create(&g, variant);
 	ret = state_load(g.vm, state.data, state.len, &err);
 	fuzz_need(ram_used(&g.vm->ram) == 0, "loading state has stored into RAM");
 	fuzz_need(ret == 0 || lies, "an honest state is refused: %s", err.text);
 	fuzz_need(ret == 0 || err.text[0], "refused without a reason: %s", strerror(-ret));
+	fuzz_need(ret || seen, "what a machine took cannot be looked at");
 	if (ret == 0) {
 		move_on(&g, variant);
 		go_on(&g);

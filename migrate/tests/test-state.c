@@ -551,6 +551,111 @@ START_TEST(flipped)
 }
 END_TEST
 
+/* ---- only looked at ---- */
+
+/* Fields of a section, and the value of the one that is looked for. */
+struct seen {
+	const char *want;
+	unsigned n, found;
+	uint64_t value;
+};
+
+static void on_field(struct sb_view *view, const char *name, const struct sb_field *f)
+{
+	struct seen *seen = view->arg;
+
+	seen->n++;
+	if (strcmp(name, seen->want) != 0)
+		return;
+	seen->found++;
+	seen->value = f->number;
+}
+
+static int look(const struct part *p, size_t len, struct seen *seen)
+{
+	struct sb_view view = {.field = on_field, .arg = seen};
+	struct sbuf body;
+
+	err = (struct errmsg){""};
+	sb_init_load(&body, p->body, len);
+	body.version = p->sec.version;
+	sb_look(&body, &view);
+	return state_look(&p->sec, machine_device_ops(p->sec.tag), &body, &err);
+}
+
+/* The value under this name, which one field of the section has. */
+static uint64_t seen_in(unsigned n, const char *tag, const char *name)
+{
+	const struct part *p = find(parts, n, tag);
+	struct seen seen = {.want = name};
+
+	ck_assert_msg(look(p, p->len, &seen) == 0, "%s: %s", tag, err.text);
+	ck_assert_msg(seen.found == 1, "%s has %u fields %s", tag, seen.found, name);
+	return seen.value;
+}
+
+/* All of a machine that is gone, by name; and cut anywhere it is told so. */
+START_TEST(looked_at)
+{
+	struct whole *a = whole_new(2);
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	struct sbuf s;
+	unsigned n;
+
+	KVM_MUST(a->vm->vcpu[0].fd, KVM_GET_REGS, &regs);
+	regs.rip = 0x123456;
+	regs.r15 = 0xfedcba9876543210;
+	KVM_MUST(a->vm->vcpu[0].fd, KVM_SET_REGS, &regs);
+	KVM_MUST(a->vm->vcpu[0].fd, KVM_GET_SREGS, &sregs);
+	bus_write(&a->vm->pio, 0x3fb, 1, 0x1b);
+	spoil_chips(a);
+	save(a, &s);
+	whole_free(a);
+	n = split(&s, parts);
+	for (unsigned i = 0; i < n; i++) {
+		struct seen seen = {.want = ""};
+
+		ck_assert_msg(look(&parts[i], parts[i].len, &seen) == 0, "%s: %s", parts[i].sec.tag,
+			      err.text);
+		ck_assert_msg(seen.n > 0, "%s has no fields", parts[i].sec.tag);
+		for (size_t cut = 0; cut < parts[i].len; cut += cut < 600 ? 1 : 37)
+			ck_assert_int_lt(look(&parts[i], cut, &seen), 0);
+	}
+	ck_assert_uint_eq(seen_in(n, "vcpu", "rip"), 0x123456);
+	ck_assert_uint_eq(seen_in(n, "vcpu", "r15"), 0xfedcba9876543210);
+	ck_assert_uint_eq(seen_in(n, "vcpu", "cs.selector"), sregs.cs.selector);
+	ck_assert_uint_eq(seen_in(n, "vcpu", "gdt.limit"), sregs.gdt.limit);
+	ck_assert_uint_eq(seen_in(n, "vcpu", "cr0"), sregs.cr0);
+	ck_assert_uint_eq(seen_in(n, "vcpu", "apic_base"), sregs.apic_base);
+	ck_assert_uint_ne(seen_in(n, "vcpu", "lapic[0x30]"), 0);
+	ck_assert_uint_eq(seen_in(n, "irqchip", "pic[1].imr"), 0xa6);
+	ck_assert_uint_eq(seen_in(n, "irqchip", "ioapic.redirtbl[7].bits"), 0x0100000000010027ULL);
+	ck_assert_uint_eq(seen_in(n, "pit", "channel[2].count"), 0x1236);
+	ck_assert_uint_eq(seen_in(n, "uart", "lcr"), 0x1b);
+	ck_assert_uint_eq(seen_in(n, "uart", "out.len"), 0);
+	sb_free(&s);
+}
+END_TEST
+
+START_TEST(looked_at_strange)
+{
+	struct part p = {.sec = {.tag = "teapot", .version = 1}, .body = (const uint8_t *)"\0"};
+	struct seen seen = {.want = ""};
+
+	ck_assert_int_eq(look(&p, 1, &seen), -ENOTSUP);
+	ck_assert_msg(strstr(err.text, "no machine") != NULL, "%s", err.text);
+	strcpy(p.sec.tag, "run");
+	ck_assert_int_eq(look(&p, 1, &seen), 0);
+	ck_assert_int_lt(look(&p, 2, &seen), 0);
+	p.sec.version = 9;
+	ck_assert_int_eq(look(&p, 1, &seen), -ENOTSUP);
+	ck_assert_msg(strstr(err.text, "version 9") != NULL, "%s", err.text);
+	strcpy(p.sec.tag, "uart");
+	ck_assert_int_eq(look(&p, 1, &seen), -ENOTSUP);
+}
+END_TEST
+
 /* ---- the handshake ---- */
 
 static void save_hello(struct whole *w, struct sbuf *s)
@@ -588,6 +693,54 @@ START_TEST(hello_travels)
 	ck_assert_msg(list.err == 0, "%s", err.text);
 	sb_free(&s);
 	whole_free(w);
+}
+END_TEST
+
+/* What a source says of its machine, by name; and cut anywhere it is told so. */
+START_TEST(hello_looked_at)
+{
+	static struct hello h;
+	struct whole *w = whole_new(3);
+	uint32_t n_devices = 0;
+	struct sbuf s;
+	unsigned n;
+
+	for (struct device *d = w->vm->devices; d; d = d->next)
+		n_devices++;
+	save_hello(w, &s);
+	whole_free(w);
+	n = split(&s, parts);
+	for (unsigned i = 0; i < n; i++) {
+		static const char *const wants[][2] = {{"config", "vcpus"},
+						       {"cpuid", "leaf[0].function"},
+						       {"options", "hash_seed"},
+						       {"msrs", "n_msrs"},
+						       {"devices", "devices"}};
+		struct seen seen = {.want = ""};
+		struct sb_view view = {.field = on_field, .arg = &seen};
+
+		for (size_t k = 0; k < ARRAY_SIZE(wants); k++) {
+			if (strcmp(parts[i].sec.tag, wants[k][0]) == 0)
+				seen.want = wants[k][1];
+		}
+		for (size_t len = 0; len <= parts[i].len; len++) {
+			struct sbuf body;
+			int ret;
+
+			sb_init_load(&body, parts[i].body, len);
+			sb_look(&body, &view);
+			seen.found = 0;
+			ret = hello_look(&h, &parts[i].sec, machine_device_ops, &body);
+			ck_assert_msg((ret == 0) == (len == parts[i].len), "%s: %zu of %zu bytes",
+				      parts[i].sec.tag, len, parts[i].len);
+		}
+		ck_assert_msg(seen.found == 1, "no %s", seen.want);
+		if (strcmp(seen.want, "devices") == 0)
+			ck_assert_uint_eq(seen.value, n_devices);
+		if (strcmp(seen.want, "vcpus") == 0)
+			ck_assert_uint_eq(seen.value, 3);
+	}
+	sb_free(&s);
 }
 END_TEST
 
@@ -742,7 +895,10 @@ int main(void)
 		lengths,
 		truncated,
 		flipped,
+		looked_at,
+		looked_at_strange,
 		hello_travels,
+		hello_looked_at,
 		hello_hostile,
 		device_lists,
 	};

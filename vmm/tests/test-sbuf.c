@@ -386,14 +386,173 @@ START_TEST(grows)
 }
 END_TEST
 
+/* ---- names ---- */
+
+struct seen {
+	char text[1024]; /* "name=value " of each */
+};
+
+static void on_field(struct sb_view *view, const char *name, const struct sb_field *f)
+{
+	struct seen *seen = view->arg;
+	size_t at = strlen(seen->text), room = sizeof(seen->text) - at;
+
+	switch (f->kind) {
+	case SB_NUMBER:
+		snprintf(seen->text + at, room, "%s=%llu ", name, (unsigned long long)f->number);
+		break;
+	case SB_SIGNED:
+		snprintf(seen->text + at, room, "%s=%lld ", name, (long long)f->number);
+		break;
+	case SB_BITS:
+		snprintf(seen->text + at, room, "%s=%#llx ", name, (unsigned long long)f->number);
+		break;
+	case SB_BOOL:
+		snprintf(seen->text + at, room, "%s=%s ", name, f->number ? "yes" : "no");
+		break;
+	case SB_BYTES:
+		snprintf(seen->text + at, room, "%s=%zu@%u ", name, f->len, f->bytes[0]);
+		break;
+	case SB_TEXT:
+		snprintf(seen->text + at, room, "%s='%.*s' ", name, (int)f->len,
+			 (const char *)f->bytes);
+		break;
+	}
+}
+
+/* The list that saved and loads tells what there is, and up to where it could be read. */
+START_TEST(names)
+{
+	struct seen seen = {""};
+	struct sb_view view = {.field = on_field, .arg = &seen};
+	struct all v = {0};
+	struct sbuf s, l;
+
+	save(&s, sample);
+	sb_init_load(&l, s.data, s.len);
+	ck_assert(!sb_looking(&l));
+	sb_look(&l, &view);
+	ck_assert(sb_looking(&l));
+	fields(&v, &l);
+	sb_end(&l);
+	ck_assert_int_eq(l.err, 0);
+	need_equal(&v, &sample);
+	ck_assert_str_eq(seen.text,
+			 "a=18 b=13398 c=2023406814 d=1234605616436508552 e=-5 f=yes g=no "
+			 "range=9 text='hello world' raw=5@1 wide=0xfedcba9876543210 ");
+
+	seen.text[0] = 0;
+	sb_init_load(&l, s.data, 5);
+	sb_look(&l, &view);
+	fields(&v, &l);
+	ck_assert_int_eq(l.err, -EPROTO);
+	ck_assert_str_eq(seen.text, "a=18 b=13398 ");
+
+	/* A value that is refused is none. */
+	seen.text[0] = 0;
+	sb_init_load(&l, "\x02", 1);
+	sb_look(&l, &view);
+	sb_bool(&l, &v.f);
+	sb_init_load(&l, "\x02\0\0\0", 4);
+	sb_look(&l, &view);
+	sb_u32_range(&l, &v.range, 3, 9);
+	ck_assert_int_eq(l.err, -ERANGE);
+	ck_assert_str_eq(seen.text, "");
+	sb_free(&s);
+}
+END_TEST
+
+/* A machine of groups, arrays and tables; what goes without a name is passed over. */
+struct nest {
+	struct pair {
+		uint8_t lo, hi;
+	} pair[2];
+	uint16_t reg[3];
+	struct {
+		uint32_t x;
+	} in;
+};
+
+static void nest_fields(struct nest *n, struct sbuf *s)
+{
+	size_t outer = sb_enter(s, "nest"), inner;
+	uint8_t count = 2;
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct pair *p = &n->pair[i];
+
+		inner = sb_enter(s, "pair[%u]", i);
+		sb_u8(s, &p->lo);
+		sb_x8(s, &(*p).hi);
+		sb_leave(s, inner);
+	}
+	sb_leave(s, outer);
+	for (uint32_t i = 0; i < 3; i++) {
+		sb_index(s, i);
+		sb_u16(s, &n->reg[i]);
+	}
+	sb_key(s, 0x174);
+	sb_u16_as(s, &n->reg[0], "table[i]", SB_BITS);
+	sb_u16_as(s, &n->reg[0], NULL, SB_BITS);
+	sb_u16(s, &n->reg[2]);
+	sb_x32(s, &n->in.x);
+	sb_u8(s, &count);
+}
+
+START_TEST(nested_names)
+{
+	struct nest n = {{{1, 2}, {3, 4}}, {5, 6, 7}, {0xabcd}}, m = {0};
+	struct seen seen = {""};
+	struct sb_view view = {.field = on_field, .arg = &seen};
+	struct sbuf s, l;
+
+	sb_init_save(&s);
+	nest_fields(&n, &s);
+	ck_assert_int_eq(s.err, 0);
+	ck_assert_uint_eq(s.len, 4 + 6 + 6 + 4 + 1);
+	sb_init_load(&l, s.data, s.len);
+	sb_look(&l, &view);
+	nest_fields(&m, &l);
+	sb_end(&l);
+	ck_assert_int_eq(l.err, 0);
+	ck_assert_str_eq(
+		seen.text,
+		"nest.pair[0].lo=1 nest.pair[0].hi=0x2 "
+		"nest.pair[1].lo=3 nest.pair[1].hi=0x4 "
+		"reg[0]=5 reg[1]=6 reg[2]=7 table[0x174]=0x5 reg[2]=7 in.x=0xabcd count=2 ");
+	/* Names too long for their room end early, and nothing else happens. */
+	seen.text[0] = 0;
+	sb_init_load(&l, s.data, s.len);
+	sb_look(&l, &view);
+	for (unsigned i = 0; i < 20; i++)
+		sb_enter(&l, "%s", "a_name_of_some_length");
+	sb_u8(&l, &m.pair[0].lo);
+	sb_leave(&l, 0);
+	sb_u8(&l, &m.pair[0].hi);
+	ck_assert_int_eq(l.err, 0);
+	ck_assert_int_eq(strncmp(seen.text, "a_name_of_some_length.a_name", 28), 0);
+	sb_free(&s);
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
-		round_trip, saving_only_reads,	layout,
-		truncated,  too_long,		flipped,
-		strings,    errors_latch,	booleans_and_ranges,
-		sections,   sections_truncated, sections_hostile,
+		round_trip,
+		saving_only_reads,
+		layout,
+		truncated,
+		too_long,
+		flipped,
+		strings,
+		errors_latch,
+		booleans_and_ranges,
+		sections,
+		sections_truncated,
+		sections_hostile,
 		grows,
+		names,
+		nested_names,
 	};
 
 	return check_main("sbuf", tests, ARRAY_SIZE(tests));

@@ -959,6 +959,50 @@ START_TEST(hostile_state)
 }
 END_TEST
 
+static void on_field(struct sb_view *view, const char *name, const struct sb_field *f)
+{
+	static const char *const wanted[] = {"pairs", "queue[1].ready", "max[2]", "mtu"};
+	uint64_t *seen = view->arg;
+
+	for (size_t i = 0; i < ARRAY_SIZE(wanted); i++) {
+		if (strcmp(name, wanted[i]) == 0)
+			seen[i] = f->number;
+	}
+}
+
+/* By who has no backend, nor anything else. */
+START_TEST(looked_at)
+{
+	uint64_t seen[4] = {0};
+	struct sb_view view = {.field = on_field, .arg = seen};
+	struct driver *d = up(ALL_FEATURES);
+	struct device *blank = calloc(1, virtio_net_ops.size);
+	struct sbuf s, l;
+
+	driver_quiesce(d);
+	driver_save(d, &s);
+	ck_assert_ptr_nonnull(blank);
+	virtio_net_ops.blank(blank);
+	sb_init_load(&l, s.data, s.len);
+	sb_look(&l, &view);
+	virtio_net_ops.fields(blank, &l);
+	sb_end(&l);
+	ck_assert_int_eq(l.err, 0);
+	ck_assert(seen[0] == 1 && seen[1] == 1);
+	sb_free(&s);
+	driver_save_shape(d, &s);
+	sb_init_load(&l, s.data, s.len);
+	sb_look(&l, &view);
+	virtio_net_ops.shape(blank, &l, NULL);
+	sb_end(&l);
+	ck_assert_int_eq(l.err, 0);
+	ck_assert(seen[2] > 0 && seen[3] >= 1500);
+	sb_free(&s);
+	free(blank);
+	down(d);
+}
+END_TEST
+
 START_TEST(hostile_shape)
 {
 	struct driver *d = up(ALL_FEATURES);
@@ -1048,6 +1092,7 @@ int main(int argc, char **argv)
 		taken_back,
 		link_comes_up_by_moving,
 		hostile_state,
+		looked_at,
 		hostile_shape,
 		reset_under_load,
 	};
