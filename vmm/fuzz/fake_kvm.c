@@ -15,7 +15,8 @@
 
 #define FDS_MAX 1024
 #define XSAVE_SIZE 8192U /* more than the 4 KiB of the elder call */
-#define TSC_KHZ 2000000
+#define TSC_KHZ 2000000U
+#define TSC_KHZ_MAX 0x7fffffffU
 #define HALT_NS 200000L
 
 /* EFER: SCE, LME, LMA, NXE, SVME, LMSLE, FFXSR, TCE */
@@ -37,9 +38,11 @@ struct fake_vcpu {
 	struct kvm_vcpu_events events;
 	uint64_t msr[ARRAY_SIZE(msr_known)];
 	uint64_t tsc_offset;
+	uint32_t tsc_khz; /* 0: the host's */
 };
 
 #define SLOTS 2
+#define LINES 24U
 
 struct fake_vm {
 	uint64_t slot_pages[SLOTS];
@@ -47,6 +50,7 @@ struct fake_vm {
 	struct kvm_irqchip chip[3];
 	struct kvm_pit_state2 pit;
 	struct kvm_clock_data clock;
+	bool line[LINES];
 };
 
 /* What an fd stands for; /dev/kvm itself has none. A number that comes again is another one. */
@@ -55,6 +59,13 @@ struct fake {
 	struct fake_vcpu vcpu;
 };
 static struct fake *fakes[FDS_MAX];
+
+static unsigned host; /* enum fake_kvm_host */
+
+void fake_kvm_set_host(unsigned h)
+{
+	host = h;
+}
 
 static const struct kvm_cpuid_entry2 cpuid_entries[] = {
 	{.function = 0, .eax = 0xd, .ebx = 0x68747541, .ecx = 0x444d4163, .edx = 0x69746e65},
@@ -110,6 +121,7 @@ static int check_extension(uintptr_t cap)
 	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
 		return KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
 	case KVM_CAP_TSC_CONTROL:
+		return !!(host & FAKE_KVM_SCALES_TSC);
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
 		return 0;
@@ -159,12 +171,22 @@ static int tsc_offset(struct fake_vcpu *v, const struct kvm_device_attr *a, bool
 {
 	uint64_t *user = (void *)(uintptr_t)a->addr;
 
-	if (a->group != KVM_VCPU_TSC_CTRL || a->attr != KVM_VCPU_TSC_OFFSET)
+	if (a->group != KVM_VCPU_TSC_CTRL || a->attr != KVM_VCPU_TSC_OFFSET ||
+	    host & FAKE_KVM_NO_TSC_OFFSET)
 		return -ENXIO;
 	if (set)
 		v->tsc_offset = *user;
 	else
 		*user = v->tsc_offset;
+	return 0;
+}
+
+/* KVM looks at 32 bits of what it is given, and takes 0 for the host's own. */
+static int set_tsc_khz(struct fake_vcpu *v, uint32_t khz)
+{
+	if (khz >= TSC_KHZ_MAX)
+		return -EINVAL;
+	v->tsc_khz = khz;
 	return 0;
 }
 
@@ -228,7 +250,9 @@ static int vcpu_request(struct fake_vcpu *v, unsigned long request, void *arg)
 	case KVM_SET_DEVICE_ATTR:
 		return tsc_offset(v, arg, true);
 	case KVM_GET_TSC_KHZ:
-		return TSC_KHZ;
+		return (int)(v->tsc_khz ? v->tsc_khz : TSC_KHZ);
+	case KVM_SET_TSC_KHZ:
+		return set_tsc_khz(v, (uint32_t)(uintptr_t)arg);
 	case KVM_SET_CPUID2:
 	case KVM_KVMCLOCK_CTRL:
 		return 0;
@@ -249,6 +273,18 @@ static int irqchip(struct fake_vm *vm, struct kvm_irqchip *c, bool set)
 	else
 		c->chip = vm->chip[c->chip_id].chip;
 	return 0;
+}
+
+static int irq_line(struct fake_vm *vm, const struct kvm_irq_level *l)
+{
+	fuzz_need(l->irq < LINES, "interrupt line %u", l->irq);
+	vm->line[l->irq] = l->level;
+	return 0;
+}
+
+bool fake_kvm_line(int vm_fd, uint32_t gsi)
+{
+	return fakes[vm_fd]->vm.line[gsi];
 }
 
 static int set_slot(struct fake_vm *vm, const struct kvm_userspace_memory_region *r)
@@ -307,6 +343,8 @@ static int request_of(int fd, unsigned long request, void *arg)
 		return set_slot(vm, arg);
 	case KVM_GET_DIRTY_LOG:
 		return dirty_log(vm, arg);
+	case KVM_IRQ_LINE:
+		return irq_line(vm, arg);
 	case KVM_SET_IDENTITY_MAP_ADDR:
 	case KVM_SET_TSS_ADDR:
 	case KVM_ENABLE_CAP:
@@ -314,7 +352,6 @@ static int request_of(int fd, unsigned long request, void *arg)
 	case KVM_SET_GSI_ROUTING:
 	case KVM_CREATE_PIT2:
 	case KVM_CLEAR_DIRTY_LOG:
-	case KVM_IRQ_LINE:
 	case KVM_IRQFD:
 	case KVM_IOEVENTFD:
 		return 0;
