@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "instance_text.h"
 #include "log.h"
 
 #define OUT_MAX (4 * CTL_LINE_MAX) /* answers that one client may leave waiting */
@@ -197,17 +198,16 @@ void ctl_reply(struct ctl_client *c, json_t *obj)
 
 void ctl_error(struct ctl_client *c, json_t *obj, const char *fmt, ...)
 {
-	struct errmsg e = {""};
+	struct errmsg e = {""}, plain;
 	json_t *line = with_ok(obj, false);
 	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(e.text, sizeof(e.text), fmt, ap);
 	va_end(ap);
-	/* Parts of it may be a client's or a peer's bytes cut short in the middle of a character.
-	 */
-	if (json_object_set_new(line, "error", json_string(e.text)))
-		json_object_set_new(line, "error", json_string("error text is not UTF-8"));
+	/* Parts of it may be a path of any bytes, or cut short in the middle of a character. */
+	json_object_set_new(line, "error",
+			    json_string(text_plain(plain.text, sizeof(plain.text), e.text)));
 	put_line(c, line);
 	json_decref(line);
 	answered(c);

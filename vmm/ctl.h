@@ -50,7 +50,8 @@ int ctl_start(struct ctl **out, struct loop *loop, int listen_fd,
  */
 void ctl_reply(struct ctl_client *client, json_t *obj);
 
-/* The same with "ok": false and the reason; obj (may be NULL) can carry more. */
+/* The same with "ok": false and the reason, which may quote any bytes (instance_text.h); obj (may be
+ * NULL) can carry more. */
 void ctl_error(struct ctl_client *client, json_t *obj, const char *fmt, ...) PRINTF(3, 4);
 
 /* A line before the answer; left out when the client has not taken the last one yet. */

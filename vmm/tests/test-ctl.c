@@ -236,9 +236,9 @@ START_TEST(answers)
 
 	say(fd, "{\"cmd\":\"echo\",\"value\":[1,{\"a\":null}]}\n");
 	expect(fd, "{\"ok\":true,\"value\":[1,{\"a\":null}]}");
-	/* Bytes that are not UTF-8 must not make a line that is not JSON. */
+	/* Bytes that are not UTF-8 make no line that is not JSON, and take no other words away. */
 	say(fd, "{\"cmd\":\"fail\"}\n");
-	expect(fd, "{\"ok\":false,\"more\":7,\"error\":");
+	expect(fd, "{\"ok\":false,\"more\":7,\"error\":\"it is ? broken\"}");
 	say(fd, "{\"cmd\":\"nonsense\"}\r\n");
 	expect(fd, "no command \\\"nonsense\\\"");
 	close(fd);
