@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "instance_text.h"
 #include "report_trace.h"
 #include "util.h"
 
@@ -24,6 +25,33 @@ json_t *report_text(const char *text)
 			*p = '?';
 	}
 	return json_string(copy);
+}
+
+static void make_plain(json_t *string)
+{
+	const char *text = json_string_value(string);
+	size_t room = strlen(text) + 1;
+	AUTO_FREE char *plain = malloc(room);
+
+	json_string_set(string, plain ? text_plain(plain, room, text) : "?");
+}
+
+void report_plain(json_t *j)
+{
+	const char *key;
+	json_t *member;
+	size_t i;
+
+	if (json_is_string(j))
+		make_plain(j);
+	json_object_foreach(j, key, member)
+	{
+		report_plain(member);
+	}
+	json_array_foreach(j, i, member)
+	{
+		report_plain(member);
+	}
 }
 
 json_t *report_ms(uint64_t ns)
