@@ -205,7 +205,7 @@ uint64_t report_u64(const json_t *obj, const char *key)
 {
 	double v = json_number_value(json_object_get(obj, key));
 
-	return v > 0 ? (uint64_t)v : 0;
+	return v >= 0x1p64 ? UINT64_MAX : v > 0 ? (uint64_t)v : 0;
 }
 
 static double number(const json_t *obj, const char *key)

@@ -47,7 +47,7 @@ void report_details(const json_t *progress, FILE *f);
 /* A report_final() for people, on f. */
 void report_summary(const json_t *final, FILE *f);
 
-/* A number that is not there, or is not one, counts as 0. */
+/* A number that is not there, or is not one, counts as 0; one that is too large as UINT64_MAX. */
 uint64_t report_u64(const json_t *obj, const char *key);
 
 #endif
