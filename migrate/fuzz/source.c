@@ -16,6 +16,7 @@
 #define SESSION 0x5e55107eULL
 #define DESCS_MAX 12U
 #define PAYLOAD_MAX 2048U
+#define CROWD_MAX 200U
 #define SEND_LIMIT (10 * NS_PER_SEC)
 
 /* Around the border of two chunks, and at both ends. */
@@ -305,14 +306,17 @@ static void come_in_a_crowd(struct source *s, unsigned n, uint8_t how)
 
 	memcpy(p.magic, WIRE_MAGIC, sizeof(p.magic));
 	s->honest = false;
-	for (unsigned i = 0; i < n; i++) {
+	/* TCP has those who find a full queue try again after a second. */
+	if (s->way->port)
+		return;
+	for (unsigned i = 0; i < n && s->crowded < CROWD_MAX; i++, s->crowded++) {
 		int fd = dial_up(s->way);
 
 		if (fd < 0)
 			return;
 		(void)!send(fd, &p, how & 4 ? sizeof(p) / 2 : sizeof(p), MSG_NOSIGNAL);
 		/* Whoever is not let in is given time to read why: he does not take it. */
-		if (how & 7 || s->way->tls || s->n_crowd == SOURCE_CROWD)
+		if (how & 7 || s->n_crowd == SOURCE_CROWD)
 			close(fd);
 		else
 			s->crowd[s->n_crowd++] = fd;

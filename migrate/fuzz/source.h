@@ -44,9 +44,9 @@ struct source {
 	const struct source_way *way;
 	unsigned variant;
 	struct source_conn conn[SOURCE_CONNS];
-	unsigned at;		 /* the connection that is spoken on */
-	int crowd[SOURCE_CROWD]; /* connections on which nothing more is said */
-	unsigned n_crowd;
+	unsigned at;		   /* the connection that is spoken on */
+	int crowd[SOURCE_CROWD];   /* connections on which nothing more is said */
+	unsigned n_crowd, crowded; /* so many have come at any time */
 
 	/* Nothing so far but what a source of ours could have sent, in an order of its. */
 	bool honest;
