@@ -31,6 +31,7 @@
 #include "fuzz.h"
 
 #define LINES_MAX 12U
+#define TEXT_MAX (256 * KIB)
 #define MEMBERS_MAX 12U
 #define DEPTH_MAX 4U
 #define ARGS_MAX 6U
@@ -131,16 +132,12 @@ static const double reals[] = {0, 1, -1, 0.5, 1e9, 1e18, 1.9e19, 1e300, -1e300};
 
 /* ---- what the process says ---- */
 
-struct line {
-	char *text; /* to be freed */
-	size_t len;
-};
-
 struct process {
 	struct rundir_claim claim;
-	struct line line[LINES_MAX];
-	unsigned n, next;
-	atomic_bool done, completed; /* it has said so */
+	char text[TEXT_MAX];
+	size_t len;
+	unsigned lines;
+	atomic_bool said; /* to whoever came first */
 	atomic_bool quit;
 };
 
@@ -209,48 +206,68 @@ static json_t *make_value(struct fuzz_in *in, unsigned depth)
 	}
 }
 
+static void put(struct process *p, const char *text, size_t len)
+{
+	len = MIN(len, sizeof(p->text) - p->len);
+	memcpy(p->text + p->len, text, len);
+	p->len += len;
+}
+
 /* An answer, an event, or a line of the input. */
 static void add_line(struct process *p, struct fuzz_in *in)
 {
-	struct line *l = &p->line[p->n++];
 	uint8_t kind = in_u8(in) % 8;
+	char bytes[256], *text;
 	json_t *obj;
 
+	p->lines++;
 	if (kind == 0) {
-		l->len = in_u8(in);
-		l->text = malloc(l->len + 2);
-		fuzz_need(l->text, "no memory");
-		in_bytes(in, l->text, l->len);
+		size_t len = in_u8(in);
+
+		in_bytes(in, bytes, len);
+		put(p, bytes, len);
 	} else {
 		obj = make_object(in, 0);
 		if (kind < 5)
 			json_object_set_new(obj, "ok", json_boolean(kind != 4));
 		if (kind == 5)
 			json_object_set_new(obj, "event", json_string("progress"));
-		l->text = json_dumps(obj, JSON_COMPACT);
-		fuzz_need(l->text, "no memory");
-		l->len = strlen(l->text);
+		text = json_dumps(obj, JSON_COMPACT);
+		fuzz_need(text, "no memory");
+		put(p, text, strlen(text));
+		free(text);
 		json_decref(obj);
 	}
-	/* In the place of the final NUL; the last one may lack its end. */
+	/* It may lack its end. */
 	if (kind != 7)
-		l->text[l->len++] = '\n';
+		put(p, "\n", 1);
 }
 
-static void note_said(struct process *p, const struct line *l)
+/* Is there a line that says so? */
+static bool says(const struct process *p, bool (*what)(const json_t *line))
 {
-	const char *at = l->text, *end = l->text + l->len, *nl;
+	const char *at = p->text, *end = p->text + p->len, *nl;
+	bool found = false;
 
-	for (; (nl = memchr(at, '\n', (size_t)(end - at))); at = nl + 1) {
-		json_t *obj = json_loadb(at, (size_t)(nl - at), 0, NULL);
-		const char *status = json_string_value(json_object_get(obj, "status"));
+	for (; !found && (nl = memchr(at, '\n', (size_t)(end - at))); at = nl + 1) {
+		json_t *line = json_loadb(at, (size_t)(nl - at), 0, NULL);
 
-		if (json_is_true(json_object_get(obj, "ok")))
-			p->done = true;
-		if (status && !strcmp(status, "completed"))
-			p->completed = true;
-		json_decref(obj);
+		found = what(line);
+		json_decref(line);
 	}
+	return found;
+}
+
+static bool is_ok(const json_t *line)
+{
+	return json_is_true(json_object_get(line, "ok"));
+}
+
+static bool is_completed(const json_t *line)
+{
+	const char *status = json_string_value(json_object_get(line, "status"));
+
+	return status && !strcmp(status, "completed");
 }
 
 static void read_request(int fd)
@@ -273,7 +290,7 @@ static void read_request(int fd)
 	json_decref(request);
 }
 
-/* All that is left to say goes to whoever comes first. */
+/* All that it has to say goes to whoever comes first. */
 static void *run_process(void *arg)
 {
 	struct process *p = arg;
@@ -288,13 +305,9 @@ static void *run_process(void *arg)
 		if (fd < 0)
 			continue;
 		read_request(fd);
-		for (; p->next < p->n; p->next++) {
-			const struct line *l = &p->line[p->next];
-
-			note_said(p, l);
-			if (send(fd, l->text, l->len, MSG_NOSIGNAL) < 0)
-				break;
-		}
+		if (!p->said)
+			(void)!send(fd, p->text, p->len, MSG_NOSIGNAL);
+		p->said = true;
 		close(fd);
 	}
 	return NULL;
@@ -350,9 +363,10 @@ static void check_status(const struct process *p, const struct command *cmd, int
 	if (status != EXIT_DONE)
 		return;
 	if (migrate)
-		fuzz_need(p->completed, "it has moved, and nobody said so");
+		fuzz_need(says(p, is_completed), "it has moved, and nobody said so");
 	else
-		fuzz_need(p->done || may_be_silent, "%s is done, and nobody said so", cmd->name);
+		fuzz_need(may_be_silent || says(p, is_ok), "%s is done, and nobody said so",
+			  cmd->name);
 }
 
 static void run_command(struct process *p, unsigned which)
@@ -414,7 +428,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(&p, 0, sizeof(p));
 	fds = count_fds();
 	which = in_u8(&in) % ARRAY_SIZE(cmdlines);
-	while (in_left(&in) && p.n < LINES_MAX)
+	while (in_left(&in) && p.lines < LINES_MAX)
 		add_line(&p, &in);
 	ret = rundir_claim(&p.claim, "guest", &err);
 	fuzz_need(ret == 0, "no name: %s", err.text);
@@ -423,8 +437,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	p.quit = true;
 	pthread_join(thread, NULL);
 	rundir_release(&p.claim);
-	for (unsigned i = 0; i < p.n; i++)
-		free(p.line[i].text);
 	fuzz_need(count_fds() == fds, "%u file descriptors before, %u after", fds, count_fds());
 	return 0;
 }
