@@ -60,11 +60,11 @@ struct fake {
 };
 static struct fake *fakes[FDS_MAX];
 
-static unsigned host; /* enum fake_kvm_host */
+static unsigned host_kind; /* enum fake_kvm_host */
 
 void fake_kvm_set_host(unsigned h)
 {
-	host = h;
+	host_kind = h;
 }
 
 static const struct kvm_cpuid_entry2 cpuid_entries[] = {
@@ -121,7 +121,7 @@ static int check_extension(uintptr_t cap)
 	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
 		return KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
 	case KVM_CAP_TSC_CONTROL:
-		return !!(host & FAKE_KVM_SCALES_TSC);
+		return !!(host_kind & FAKE_KVM_SCALES_TSC);
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
 		return 0;
@@ -172,7 +172,7 @@ static int tsc_offset(struct fake_vcpu *v, const struct kvm_device_attr *a, bool
 	uint64_t *user = (void *)(uintptr_t)a->addr;
 
 	if (a->group != KVM_VCPU_TSC_CTRL || a->attr != KVM_VCPU_TSC_OFFSET ||
-	    host & FAKE_KVM_NO_TSC_OFFSET)
+	    host_kind & FAKE_KVM_NO_TSC_OFFSET)
 		return -ENXIO;
 	if (set)
 		v->tsc_offset = *user;
