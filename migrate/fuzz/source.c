@@ -295,7 +295,7 @@ static bool call(struct source *s, enum manner manner)
 	return protect(c, manner == OTHER_KEY ? way->other_key : way->tls);
 }
 
-/* Many who say who they are, and no more, or less than that. */
+/* Many who say who they are, and no more, or less than that, or nothing. */
 static void come_in_a_crowd(struct source *s, unsigned n, uint8_t how)
 {
 	struct wire_prelude p = {
@@ -314,9 +314,10 @@ static void come_in_a_crowd(struct source *s, unsigned n, uint8_t how)
 
 		if (fd < 0)
 			return;
-		(void)!send(fd, &p, how & 4 ? sizeof(p) / 2 : sizeof(p), MSG_NOSIGNAL);
+		if (!(how & 8))
+			(void)!send(fd, &p, how & 4 ? sizeof(p) / 2 : sizeof(p), MSG_NOSIGNAL);
 		/* Whoever is not let in is given time to read why: he does not take it. */
-		if (how & 7 || s->n_crowd == SOURCE_CROWD)
+		if (how & 15 || s->n_crowd == SOURCE_CROWD)
 			close(fd);
 		else
 			s->crowd[s->n_crowd++] = fd;

@@ -27,6 +27,8 @@ static const uint32_t msr_known[] = {
 	0x4b564d00, 0x4b564d01, 0x4b564d02, 0xc0000080, 0xc0000081, 0xc0000082, 0xc0000102, 0x10,
 };
 
+#define MSR_PAT_AT 5U /* IA32_PAT, which holds something after a reset */
+
 struct fake_vcpu {
 	struct kvm_mp_state mp;
 	struct kvm_regs regs;
@@ -97,6 +99,7 @@ static int new_fd(off_t size)
 	free(fakes[fd]);
 	fakes[fd] = calloc(1, sizeof(*fakes[fd]));
 	fuzz_need(fakes[fd], "no memory");
+	fakes[fd]->vcpu.msr[MSR_PAT_AT] = 0x0007040600070406ULL;
 	fakes[fd]->vcpu.xcrs = (struct kvm_xcrs){.nr_xcrs = 1, .xcrs[0] = {.value = 1}};
 	return fd;
 }
