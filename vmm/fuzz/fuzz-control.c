@@ -765,6 +765,9 @@ static void serve(struct instance *in, struct client *clients, unsigned n, bool 
 	for (unsigned i = 0; crowded && i < CROWD; i++)
 		crowd[i] = call();
 	converse(in, clients, n);
+	/* Each is let in, or sent away. */
+	for (unsigned i = 0; crowded && i < 2 * CROWD; i++)
+		loop_step(&in->loop, STEP_NS);
 	for (unsigned i = 0; i < n; i++) {
 		struct client *c = &clients[i];
 

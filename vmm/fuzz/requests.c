@@ -195,13 +195,18 @@ unsigned requests_make(struct requests all[REQUESTS_CLIENTS], struct fuzz_in *in
 {
 	struct requests *r = all;
 	unsigned n = 1;
+	char letter;
 
 	*crowd = false;
 	r->manner = ASKS;
 	r->len = 0;
 	r->early = SIZE_MAX;
-	while (in_left(in) && r->len < sizeof(r->data) / 2) {
+	while (in_left(in)) {
 		uint8_t kind = in_u8(in) % 16;
+
+		/* Others may have more to say. */
+		if (r->len >= sizeof(r->data) / 2 && kind != 10)
+			continue;
 
 		switch (kind) {
 		case 0:
@@ -223,7 +228,8 @@ unsigned requests_make(struct requests all[REQUESTS_CLIENTS], struct fuzz_in *in
 			repeat(r, 1 + in_u8(in) * 8U);
 			continue;
 		case 12:
-			put_many(r, in_u8(in) & 1 ? ' ' : 'x', CTL_LINE_MAX - 2 + in_u8(in) % 4);
+			letter = in_u8(in) & 1 ? ' ' : 'x';
+			put_many(r, letter, CTL_LINE_MAX - 2 + in_u8(in) % 4);
 			break;
 		case 13:
 			put_word(r, "  \r");
