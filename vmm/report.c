@@ -289,14 +289,14 @@ void report_details(const json_t *p, FILE *f)
 	char rate[32], sent[32], speed[32];
 	size_t i;
 
-	if (json_object_get(p, "bandwidth"))
+	if (json_object_get(p, "bandwidth")) {
 		fprintf(f, "limits     %s, pause of %.0f ms",
 			report_rate(rate, sizeof(rate), report_u64(p, "bandwidth")),
 			number(p, "downtime_target_ms"));
-	if (json_object_get(p, "estimate_downtime_ms"))
-		fprintf(f, ", expected %.0f ms", number(p, "estimate_downtime_ms"));
-	if (json_object_get(p, "bandwidth"))
+		if (json_object_get(p, "estimate_downtime_ms"))
+			fprintf(f, ", expected %.0f ms", number(p, "estimate_downtime_ms"));
 		fprintf(f, "\n");
+	}
 	json_array_foreach(list, i, c)
 	{
 		fprintf(f, "connection %zu: %s sent, %s/s%s\n", i + 1,
