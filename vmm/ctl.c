@@ -13,7 +13,7 @@
 #include "log.h"
 
 #define OUT_MAX (4 * CTL_LINE_MAX) /* that may wait for one client */
-/* With so much of it no further request of his is looked at: answers come faster than they are read. */
+/* With so much of it no further request of his is looked at: he is slower than our answers. */
 #define OUT_ENOUGH CTL_LINE_MAX
 #define TICK_NS NS_PER_SEC
 #define ACCEPT_RETRY_NS (100 * NS_PER_MS)

@@ -14,8 +14,8 @@
 /* Any bytes as a JSON string: what is not UTF-8 (a path may be anything) is shown by '?'. */
 json_t *report_text(const char *text);
 
-/* Makes every string in it one that a terminal shows and does not obey (instance_text.h): for people,
- * as some came with a guest from elsewhere. */
+/* Makes every string in it one that a terminal shows and does not obey (instance_text.h): for
+ * people, as some came with a guest from elsewhere. */
 void report_plain(json_t *j);
 
 /* Nanoseconds as milliseconds with three decimals. */

@@ -8,8 +8,8 @@
  *
  *	- it ends only by the ports that are for that, and stores nothing into RAM;
  *	- a read gives no more bits than were asked for;
- *	- a move takes everything along: registers, what was typed and what was written, in order, and
- *	  interrupts that have not been served;
+ *	- a move takes everything along: registers, what was typed and what was written, in order,
+ *	  and interrupts that have not been served;
  *	- in the end an honest driver finds devices that work.
  */
 #include <errno.h>

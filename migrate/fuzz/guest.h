@@ -40,7 +40,7 @@ int guest_build(void *arg, struct vm_config *cfg, const struct cpuid *cpuid, str
 /* Brings its devices to rest, as the engine does: on another thread than the loop's. */
 int guest_quiesce(struct fuzz_guest *g, struct errmsg *err);
 
-/* What the host is taken to have when a guest arrives: 32 MiB and 1 GiB unless a target changes it. */
+/* What the host has when a guest arrives: 32 MiB and 1 GiB unless a target changes it. */
 extern struct host_memory guest_memory;
 
 /* The one loop; it is the caller's thread that runs it. */

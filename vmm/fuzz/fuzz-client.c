@@ -9,7 +9,7 @@
  *	- the command ends, with a status that is one of its own;
  *	- what it asked was a request;
  *	- all is well only if the process said so; a guest has moved only if it said that;
- *	- people are shown text, nothing that a terminal obeys, and programs one line of JSON a guest;
+ *	- people are shown text, nothing that a terminal obeys, and programs a line of JSON a guest;
  *	- no file descriptor is left.
  */
 #include <errno.h>
@@ -353,7 +353,7 @@ static void check_json(const char *out, size_t len)
 static void check_status(const struct process *p, const struct command *cmd, int status)
 {
 	bool migrate = !strcmp(cmd->name, "migrate");
-	/* A process that goes without a word has ended, as it was told; and others are not asked. */
+	/* One that goes without a word has ended, as it was told; and others are not asked. */
 	bool may_be_silent = !strcmp(cmd->name, "stop") || !strcmp(cmd->name, "resolve") ||
 			     !strcmp(cmd->name, "list") || !strcmp(cmd->name, "status");
 

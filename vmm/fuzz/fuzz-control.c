@@ -9,8 +9,8 @@
  *
  * Whatever is asked,
  *
- *	- each request gets one answer, an object with a boolean "ok", and with the words for why not
- *	  that there were, whatever bytes they quote;
+ *	- each request gets one answer, an object with a boolean "ok", and with the words for why
+ *	  not that there were, whatever bytes they quote;
  *	- what is refused has changed nothing, and what is not has changed no more than was asked
  *	  for: the guest pauses, runs on, moves and ends only when it was told to;
  *	- a move that is begun has options within the limits of migrate.h, and is the only one.
