@@ -115,6 +115,12 @@ int clock_take_frequency(struct vm *vm, uint64_t tsc_khz, struct errmsg *err)
 		return ret;
 	if (!vm->caps.tsc_control)
 		return 0;
+	/* KVM looks at no more than 32 bits, and would take another frequency for it. */
+	if (tsc_khz > UINT32_MAX)
+		return errmsg_set(err, -ENOTSUP,
+				  "the guest's TSC runs at %llu kHz, which is more than KVM can "
+				  "give it",
+				  (unsigned long long)tsc_khz);
 	for (unsigned i = 0; i < vm->n_vcpus; i++) {
 		ret = kvm_ioctl(vm->vcpu[i].fd, KVM_SET_TSC_KHZ, tsc_khz);
 		if (ret)

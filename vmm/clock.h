@@ -37,7 +37,8 @@ int clock_read(struct vm *vm, struct vm_clock *c, struct errmsg *err);
 
 /*
  * Gives a machine that has not run the TSC frequency its guest knows. -ENOTSUP when this host
- * cannot: more than 250 ppm off and no scaling. 0 kHz: unknown, nothing is done.
+ * cannot: more than 250 ppm off and no scaling, or more than KVM takes. 0 kHz: unknown, nothing is
+ * done.
  */
 int clock_take_frequency(struct vm *vm, uint64_t tsc_khz, struct errmsg *err);
 

@@ -8,7 +8,6 @@
 #include "cmd.h"
 #include "config.h"
 #include "ctl_client.h"
-#include "instance_text.h"
 #include "report.h"
 #include "rundir.h"
 
@@ -33,18 +32,6 @@ static const char *text(const json_t *obj, const char *key, const char *missing)
 	const char *s = json_string_value(json_object_get(obj, key));
 
 	return s && s[0] ? s : missing;
-}
-
-/* Every string of an answer that people are to read: some came with a guest from elsewhere. */
-static void make_plain(json_t *j)
-{
-	char plain[VM_CMDLINE_MAX];
-	const char *key;
-	json_t *member;
-
-	if (json_is_string(j))
-		json_string_set(j, text_plain(plain, sizeof(plain), json_string_value(j)));
-	json_object_foreach(j, key, member) make_plain(member);
 }
 
 static const char *format_uptime(char *buf, size_t len, uint64_t s)
@@ -184,7 +171,7 @@ static int for_each_guest(void (*show)(json_t *status, unsigned n), const char *
 
 static void show_list(json_t *s, unsigned n)
 {
-	make_plain(s);
+	report_plain(s);
 	if (n == 0)
 		printf("%-20s %-10s %8s %10s %4s  %s\n", "NAME", "STATE", "PID", "MEMORY", "CPUS",
 		       "UPTIME");
@@ -193,7 +180,7 @@ static void show_list(json_t *s, unsigned n)
 
 static void show_status(json_t *s, unsigned n)
 {
-	make_plain(s);
+	report_plain(s);
 	if (n)
 		printf("\n");
 	print_status(s);

@@ -54,13 +54,15 @@ static int terminal_width(void)
 	return ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col ? ws.ws_col : 80;
 }
 
-static void show_progress(struct view *v, const json_t *p)
+static void show_progress(struct view *v, json_t *p)
 {
-	const char *phase = json_string_value(json_object_get(p, "phase"));
+	const char *phase;
 	uint64_t round = report_u64(p, "round");
 	uint64_t now = now_ns();
 	char line[256], full[sizeof(line) + VM_NAME_MAX];
 
+	report_plain(p);
+	phase = json_string_value(json_object_get(p, "phase"));
 	if (phase)
 		snprintf(v->phase, sizeof(v->phase), "%s", phase);
 	report_progress_line(p, line, sizeof(line));
@@ -114,6 +116,7 @@ static int finish(struct view *v, json_t *answer, bool json)
 		json_object_set_new(answer, "status", json_string(status));
 		print_json(json_incref(answer));
 	} else if (result == EXIT_DONE) {
+		report_plain(answer);
 		report_summary(answer, stdout);
 	}
 	return result;

@@ -9,9 +9,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "instance_text.h"
 #include "log.h"
 
-#define OUT_MAX (4 * CTL_LINE_MAX) /* answers that one client may leave waiting */
+#define OUT_MAX (4 * CTL_LINE_MAX) /* that may wait for one client */
+/* With so much of it no further request of his is looked at: he is slower than our answers. */
+#define OUT_ENOUGH CTL_LINE_MAX
 #define TICK_NS NS_PER_SEC
 #define ACCEPT_RETRY_NS (100 * NS_PER_MS)
 
@@ -116,6 +119,11 @@ static void start_send(struct ctl_client *c)
 				   MSG_NOSIGNAL);
 }
 
+static bool has_enough(const struct ctl_client *c)
+{
+	return c->queue.len >= OUT_ENOUGH;
+}
+
 static void on_send(struct loop_op *op, int32_t res)
 {
 	struct ctl_client *c = container_of(op, struct ctl_client, send_op);
@@ -128,7 +136,11 @@ static void on_send(struct loop_op *op, int32_t res)
 		start_send(c);
 	else
 		client_drop(c);
-	client_settle(c);
+	/* There may be room for the answers to requests that have come already. */
+	if (c->recv_op.pending)
+		client_settle(c);
+	else
+		dispatch(c);
 }
 
 /* Queues one line; drops a client that leaves too much of it. */
@@ -197,17 +209,16 @@ void ctl_reply(struct ctl_client *c, json_t *obj)
 
 void ctl_error(struct ctl_client *c, json_t *obj, const char *fmt, ...)
 {
-	struct errmsg e = {""};
+	struct errmsg e = {""}, plain;
 	json_t *line = with_ok(obj, false);
 	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(e.text, sizeof(e.text), fmt, ap);
 	va_end(ap);
-	/* Parts of it may be a client's or a peer's bytes cut short in the middle of a character.
-	 */
-	if (json_object_set_new(line, "error", json_string(e.text)))
-		json_object_set_new(line, "error", json_string("error text is not UTF-8"));
+	/* Parts of it may be a path of any bytes, or cut short in the middle of a character. */
+	json_object_set_new(line, "error",
+			    json_string(text_plain(plain.text, sizeof(plain.text), e.text)));
 	put_line(c, line);
 	json_decref(line);
 	answered(c);
@@ -263,7 +274,7 @@ static void serve_line(struct ctl_client *c, const char *line, size_t len)
 /* Only when every whole line has been served and answered: a client cannot fill our memory. */
 static void start_recv(struct ctl_client *c)
 {
-	if (c->dead || c->eof || c->closing || c->busy || c->recv_op.pending)
+	if (c->dead || c->eof || c->closing || c->busy || has_enough(c) || c->recv_op.pending)
 		return;
 	io_uring_prep_recv(loop_sqe(c->ctl->loop, &c->recv_op), c->fd, c->in + c->in_len,
 			   CTL_LINE_MAX - c->in_len, 0);
@@ -276,7 +287,7 @@ static void dispatch(struct ctl_client *c)
 		return;
 	c->dispatching = true;
 	/* No receive is pending here: the kernel never writes to in[] while lines are moved. */
-	while (!c->busy && !c->dead && !c->closing) {
+	while (!c->busy && !c->dead && !c->closing && !has_enough(c)) {
 		char *nl = memchr(c->in + c->scanned, '\n', c->in_len - c->scanned);
 		AUTO_FREE char *line = NULL;
 		size_t len;

@@ -6,7 +6,8 @@
  * gets exactly one answer line with a boolean "ok", and "error" when that is false. Requests of
  * one connection are served one after the other; while one waits for its answer, lines with
  * "event" may come first (progress of a migration). Any number of connections is served side by
- * side, up to a limit.
+ * side, up to a limit. Requests may come ahead of their answers: while much of these is not taken
+ * no further one is looked at.
  *
  * A client can do no more harm than its own: only the owner of the process and root are let in,
  * a line is at most CTL_LINE_MAX bytes, what is not JSON is answered with an error, a client that
@@ -50,7 +51,8 @@ int ctl_start(struct ctl **out, struct loop *loop, int listen_fd,
  */
 void ctl_reply(struct ctl_client *client, json_t *obj);
 
-/* The same with "ok": false and the reason; obj (may be NULL) can carry more. */
+/* The same with "ok": false and the reason, which may quote any bytes (instance_text.h); obj (may
+ * be NULL) can carry more. */
 void ctl_error(struct ctl_client *client, json_t *obj, const char *fmt, ...) PRINTF(3, 4);
 
 /* A line before the answer; left out when the client has not taken the last one yet. */

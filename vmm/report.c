@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "instance_text.h"
 #include "report_trace.h"
 #include "util.h"
 
@@ -24,6 +25,33 @@ json_t *report_text(const char *text)
 			*p = '?';
 	}
 	return json_string(copy);
+}
+
+static void make_plain(json_t *string)
+{
+	const char *text = json_string_value(string);
+	size_t room = strlen(text) + 1;
+	AUTO_FREE char *plain = malloc(room);
+
+	json_string_set(string, plain ? text_plain(plain, room, text) : "?");
+}
+
+void report_plain(json_t *j)
+{
+	const char *key;
+	json_t *member;
+	size_t i;
+
+	if (json_is_string(j))
+		make_plain(j);
+	json_object_foreach(j, key, member)
+	{
+		report_plain(member);
+	}
+	json_array_foreach(j, i, member)
+	{
+		report_plain(member);
+	}
 }
 
 json_t *report_ms(uint64_t ns)
@@ -177,7 +205,7 @@ uint64_t report_u64(const json_t *obj, const char *key)
 {
 	double v = json_number_value(json_object_get(obj, key));
 
-	return v > 0 ? (uint64_t)v : 0;
+	return v >= 0x1p64 ? UINT64_MAX : v > 0 ? (uint64_t)v : 0;
 }
 
 static double number(const json_t *obj, const char *key)
@@ -261,14 +289,14 @@ void report_details(const json_t *p, FILE *f)
 	char rate[32], sent[32], speed[32];
 	size_t i;
 
-	if (json_object_get(p, "bandwidth"))
+	if (json_object_get(p, "bandwidth")) {
 		fprintf(f, "limits     %s, pause of %.0f ms",
 			report_rate(rate, sizeof(rate), report_u64(p, "bandwidth")),
 			number(p, "downtime_target_ms"));
-	if (json_object_get(p, "estimate_downtime_ms"))
-		fprintf(f, ", expected %.0f ms", number(p, "estimate_downtime_ms"));
-	if (json_object_get(p, "bandwidth"))
+		if (json_object_get(p, "estimate_downtime_ms"))
+			fprintf(f, ", expected %.0f ms", number(p, "estimate_downtime_ms"));
 		fprintf(f, "\n");
+	}
 	json_array_foreach(list, i, c)
 	{
 		fprintf(f, "connection %zu: %s sent, %s/s%s\n", i + 1,

@@ -14,6 +14,10 @@
 /* Any bytes as a JSON string: what is not UTF-8 (a path may be anything) is shown by '?'. */
 json_t *report_text(const char *text);
 
+/* Makes every string in it one that a terminal shows and does not obey (instance_text.h): for
+ * people, as some came with a guest from elsewhere. */
+void report_plain(json_t *j);
+
 /* Nanoseconds as milliseconds with three decimals. */
 json_t *report_ms(uint64_t ns);
 
@@ -43,7 +47,7 @@ void report_details(const json_t *progress, FILE *f);
 /* A report_final() for people, on f. */
 void report_summary(const json_t *final, FILE *f);
 
-/* A number that is not there, or is not one, counts as 0. */
+/* A number that is not there, or is not one, counts as 0; one that is too large as UINT64_MAX. */
 uint64_t report_u64(const json_t *obj, const char *key);
 
 #endif

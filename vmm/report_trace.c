@@ -109,9 +109,9 @@ void report_trace_summary(const json_t *final, FILE *f)
 
 static uint64_t ns_of(const json_t *obj, const char *key)
 {
-	double ms = json_number_value(json_object_get(obj, key));
+	double ns = json_number_value(json_object_get(obj, key)) * (double)NS_PER_MS + 0.5;
 
-	return ms > 0 ? (uint64_t)(ms * (double)NS_PER_MS + 0.5) : 0;
+	return ns >= 0x1p64 ? UINT64_MAX : ns > 0 ? (uint64_t)ns : 0;
 }
 
 void report_trace_choice(const json_t *final, struct policy_choice *c)

@@ -3,13 +3,15 @@
  * The sending side and the answers that it gets: `godwit migrate` without KVM
  * (vmm/fuzz/fake_kvm.h) to a receiver of ours, and between the two someone who changes what the
  * receiver says, as the input tells: any frame on any connection, with a check that is right again
- * unless that, too, is to be wrong. The guest writes between rounds, so that pages are asked for
- * and sent as deltas; a connection may break and be made anew, so that tables are compared.
+ * unless that, too, is to be wrong, and the prelude before them. The guest writes between rounds,
+ * so that pages are asked for and sent as deltas; a connection may break and be made anew, so that
+ * tables are compared, or the receiver be gone. And the user may cancel, or the guest power off.
  *
  * Whatever is answered,
  *
  *	- the move completes, is given up with a reason and the guest runs on, or COMMIT was out and
  *	  the guest stands: nothing else;
+ *	- what was cancelled in time has not moved;
  *	- both sides never run it, unless the receiver's word that it does not was forged;
  *	- it completes only if the other side runs the guest, with the memory that the source has;
  *	- no file descriptor is left.
@@ -34,6 +36,8 @@
 #define BYTES_MAX 64U
 #define ROOM (512 * 1024U) /* more than any frame of so small a guest */
 #define QUIET_NS (60 * NS_PER_MS)
+#define RECONNECT_LONG NS_PER_SEC
+#define RECONNECT_SHORT (150 * NS_PER_MS)
 #define WRITES_MAX 3U /* rounds in which the guest writes */
 #define WRITE_PAGES 24U
 
@@ -56,7 +60,8 @@ struct link {
 };
 
 struct middle {
-	int listen_fd;
+	int listen_fd; /* -1: not any more */
+	char path[MIGRATE_URI_MAX];
 	const char *to; /* the receiver's socket */
 	struct link link[LINKS_MAX];
 	unsigned n_links;
@@ -66,6 +71,10 @@ struct middle {
 	uint64_t moved_ns; /* when anything but a sign of life came last */
 	struct vm *vm;	   /* the source's */
 	unsigned writes, to_write;
+	uint64_t cancel_ns, end_ns; /* when the user, and the guest, want it to end; 0: not */
+	bool was_cancelled;	    /* in time */
+	bool ended;
+	struct migration *_Atomic migration;
 	atomic_bool quit;
 };
 
@@ -79,7 +88,7 @@ static void read_edits(struct middle *m, struct fuzz_in *in)
 
 		e->link = in_u8(in) % LINKS_MAX;
 		e->nth = in_u8(in) % 64;
-		e->kind = in_u8(in) % 12;
+		e->kind = in_u8(in) % 16;
 		e->at = in_u16(in);
 		e->value = in_u64(in);
 		e->n = in_u8(in) % BYTES_MAX;
@@ -114,6 +123,29 @@ static void cut(struct link *l)
 {
 	shutdown(l->fd[0], SHUT_RDWR);
 	shutdown(l->fd[1], SHUT_RDWR);
+}
+
+/* Of the receiver's, which comes before all frames. */
+static void change_prelude(struct middle *m, unsigned which, uint8_t prelude[])
+{
+	for (unsigned i = 0; i < m->n_edits; i++) {
+		const struct edit *e = &m->edit[i];
+
+		if (e->link != which || e->kind != 12)
+			continue;
+		m->changed = true;
+		prelude[e->at % sizeof(struct wire_prelude)] ^= (uint8_t)(1 + e->value % 255);
+	}
+}
+
+/* Who breaks off finds nobody any more. */
+static void stop_listening(struct middle *m)
+{
+	if (m->listen_fd < 0)
+		return;
+	close(m->listen_fd);
+	m->listen_fd = -1;
+	unlink(m->path);
 }
 
 /* One frame of the receiver's, which lies in a buffer with room behind it. */
@@ -168,7 +200,20 @@ static void answer(struct middle *m, unsigned which, struct wire_frame f, uint8_
 		case 10:
 			f.flags = (uint16_t)e->value;
 			break;
+		case 11:
+			end = true;
+			break;
+		case 12:
+			/* The prelude's. */
+			break;
+		case 13:
+			m->cancel_ns = now_ns() + e->at % 256U * NS_PER_MS;
+			break;
+		case 14:
+			m->end_ns = now_ns() + e->at % 256U * NS_PER_MS;
+			break;
 		default:
+			stop_listening(m);
 			end = true;
 		}
 	}
@@ -191,6 +236,24 @@ static void guest_writes(struct middle *m)
 	m->writes++;
 	for (uint64_t i = 0; i < WRITE_PAGES; i++)
 		ram_write(&m->vm->ram, i * 3 * PAGE_SIZE + m->writes * 64, &m->writes, 4);
+}
+
+/* As a vCPU does it, which does not stand. */
+static void guest_ends(struct middle *m)
+{
+	if (!m->end_ns || now_ns() < m->end_ns || vm_paused(m->vm))
+		return;
+	vm_set_end(m->vm, VM_END_POWEROFF, "it powered off");
+	m->ended = true;
+	m->end_ns = 0;
+}
+
+static void user_cancels(struct middle *m)
+{
+	if (!m->cancel_ns || now_ns() < m->cancel_ns)
+		return;
+	m->was_cancelled = migrate_cancel(m->migration) == 0;
+	m->cancel_ns = 0;
 }
 
 /* ---- the man in the middle ---- */
@@ -275,6 +338,8 @@ static void pass_on(struct middle *m, unsigned which, unsigned side)
 		} else {
 			if (l->began[side] && f.type == WIRE_ROUND_END)
 				guest_writes(m);
+			if (!l->began[side] && side == 1)
+				change_prelude(m, which, l->in[side]);
 			write_all(l->fd[!side], l->in[side], len);
 		}
 		l->began[side] = true;
@@ -305,6 +370,9 @@ static void *run_middle(void *arg)
 {
 	struct middle *m = arg;
 
+	/* Whose move it is is known at once. */
+	while (!m->migration && !m->quit)
+		poll(NULL, 0, 1);
 	while (!m->quit) {
 		struct pollfd p[1 + 2 * LINKS_MAX] = {{.fd = m->listen_fd, .events = POLLIN}};
 
@@ -320,8 +388,10 @@ static void *run_middle(void *arg)
 			if (p[1 + i].fd >= 0 && p[1 + i].revents)
 				listen_to(m, i / 2, i % 2);
 		}
-		if (p[0].revents)
+		if (p[0].revents && m->listen_fd >= 0)
 			take_in(m);
+		guest_ends(m);
+		user_cancels(m);
 		/* Each waits for the other, who was misunderstood. */
 		if (!m->changed || now_ns() - m->moved_ns < QUIET_NS)
 			continue;
@@ -373,17 +443,20 @@ static void check(struct middle *m, struct vm *from, struct vm *to, const struct
 	switch (st->status) {
 	case MIGRATE_COMPLETED:
 		fuzz_need(arrived, "it has moved, and is not there");
-		fuzz_need(vm_get_end(from) == VM_END_MOVED, "it has moved and runs on");
+		fuzz_need(!m->was_cancelled, "it has moved, and was cancelled");
+		/* A guest's last word may cross the move's. */
+		fuzz_need(vm_get_end(from) == VM_END_MOVED || m->ended, "it has moved and runs on");
 		fuzz_need(from->ram.size == to->ram.size &&
 				  !memcmp(from->ram.host, to->ram.host, from->ram.size),
 			  "it has moved with other memory");
 		break;
 	case MIGRATE_UNCERTAIN:
+		fuzz_need(!m->was_cancelled, "nobody knows, and it was cancelled");
 		fuzz_need(vm_paused(from) & VM_PAUSE_LOST, "nobody knows, and it runs on");
 		break;
 	default:
-		fuzz_need(vm_paused(from) == 0, "it has not moved, and stands: %#x",
-			  vm_paused(from));
+		fuzz_need(vm_paused(from) == (m->ended ? VM_PAUSE_END : 0),
+			  "it has not moved, and stands: %#x", vm_paused(from));
 		fuzz_need(!arrived || m->changed, "it runs on both sides");
 	}
 	fuzz_need(m->changed || st->status == MIGRATE_COMPLETED, "nothing was changed, and: %s",
@@ -415,7 +488,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	opt.compress = how & 4 ? MIGRATE_COMPRESS_ZSTD : MIGRATE_COMPRESS_OFF;
 	opt.compress_level = 1;
 	/* The first try is made after a tenth of a second: not often. */
-	opt.reconnect_ns = how & 8 ? NS_PER_SEC : 0;
+	opt.reconnect_ns = how & 64 ? RECONNECT_SHORT : how & 8 ? RECONNECT_LONG : 0;
 	receive.keep_ns = opt.reconnect_ns;
 	guest_config(1);
 	guest_loop();
@@ -424,7 +497,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	start_guest(&g, variant);
 	snprintf(path, sizeof(path), "%s/receive", fuzz_folder());
 	snprintf(receive.uri, sizeof(receive.uri), "unix:%.200s", path);
-	snprintf(opt.uri, sizeof(opt.uri), "unix:%.200s/middle", fuzz_folder());
+	snprintf(m.path, sizeof(m.path), "%.200s/middle", fuzz_folder());
+	snprintf(opt.uri, sizeof(opt.uri), "unix:%.200s", m.path);
 	ret = receive_listen(&receiver, &receive, uri, &err);
 	if (ret == 0)
 		ret = receive_start(receiver, g.loop, on_received, NULL, &err);
@@ -438,6 +512,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	sent = received = false;
 	ret = migrate_start(&migration, g.vm, &opt, on_sent, NULL, &err);
 	fuzz_need(ret == 0, "no move: %s", err.text);
+	m.migration = migration;
 	while (!sent)
 		loop_step(g.loop, NS_PER_SEC);
 	/* With the connections gone it knows that, too. */
@@ -453,8 +528,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	migrate_free(migration);
 	vm_destroy(receive_vm(receiver));
 	receive_free(receiver);
-	close(m.listen_fd);
-	uri_unlink(opt.uri);
+	stop_listening(&m);
 	guest_destroy(&g);
 	fuzz_need(count_fds() == fds, "%u file descriptors before, %u after", fds, count_fds());
 	return 0;

@@ -9,6 +9,7 @@
 #include "../../vmm/chan.h"
 #include "../../vmm/fuzz/fuzz.h"
 #include "../../vmm/vm.h"
+#include "../handshake.h"
 
 /* 0: nothing but the board. 1: two vCPUs and devices of every kind but network. */
 #define GUEST_VARIANTS 2U
@@ -39,6 +40,9 @@ int guest_build(void *arg, struct vm_config *cfg, const struct cpuid *cpuid, str
 /* Brings its devices to rest, as the engine does: on another thread than the loop's. */
 int guest_quiesce(struct fuzz_guest *g, struct errmsg *err);
 
+/* What the host has when a guest arrives: 32 MiB and 1 GiB unless a target changes it. */
+extern struct host_memory guest_memory;
+
 /* The one loop; it is the caller's thread that runs it. */
 struct loop *guest_loop(void);
 
@@ -46,11 +50,14 @@ struct loop *guest_loop(void);
 const struct sbuf *guest_state(unsigned variant);
 const struct sbuf *guest_hello(unsigned variant);
 
+/* Saves a machine at rest into s, which is the caller's to sb_free(). `what` is for the message. */
+void guest_save(struct fuzz_guest *g, struct sbuf *s, const char *what);
+
+/* Is it the same state but for what is time? */
+void guest_compare(const struct sbuf *a, const struct sbuf *b);
+
 /* The sections of `from` with changes that the input asks for; none when it has ended. out is the
  * caller's to sb_free(). Returns whether there were any. */
 bool sections_edit(const struct sbuf *from, struct fuzz_in *in, struct sbuf *out);
-
-/* Open file descriptors of this process. */
-unsigned count_fds(void);
 
 #endif

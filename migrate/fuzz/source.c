@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "source.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <sys/socket.h>
@@ -14,6 +16,7 @@
 #define SESSION 0x5e55107eULL
 #define DESCS_MAX 12U
 #define PAYLOAD_MAX 2048U
+#define CROWD_MAX 200U
 #define SEND_LIMIT (10 * NS_PER_SEC)
 
 /* Around the border of two chunks, and at both ends. */
@@ -26,10 +29,10 @@ uint64_t source_page(unsigned slot)
 	return SOURCE_NPAGES - SOURCE_SLOTS + slot;
 }
 
-void source_init(struct source *s, const char *path, unsigned variant)
+void source_init(struct source *s, const struct source_way *way, unsigned variant)
 {
 	memset(s, 0, sizeof(*s));
-	s->path = path;
+	s->way = way;
 	s->variant = variant;
 	s->honest = true;
 	for (unsigned i = 0; i < SOURCE_CONNS; i++)
@@ -41,13 +44,23 @@ static void hang_up(struct source_conn *c)
 {
 	if (c->fd >= 0)
 		close(c->fd);
+	if (c->tls)
+		tls_close(c->tls);
 	c->fd = -1;
+	c->tls = NULL;
+}
+
+static void send_crowd_home(struct source *s)
+{
+	while (s->n_crowd)
+		close(s->crowd[--s->n_crowd]);
 }
 
 void source_free(struct source *s)
 {
 	for (unsigned i = 0; i < SOURCE_CONNS; i++)
 		hang_up(&s->conn[i]);
+	send_crowd_home(s);
 	hashes_free(&s->hashes);
 	if (s->state.data)
 		sb_free(&s->state);
@@ -93,6 +106,8 @@ static void take_frames(struct source *s, struct source_conn *c)
 {
 	size_t at = 0;
 
+	if (c->deaf)
+		c->n_in = 0;
 	if (!c->began && c->n_in >= sizeof(struct wire_prelude)) {
 		fuzz_need(!memcmp(c->in, WIRE_MAGIC, 8), "an answer without prelude");
 		c->began = true;
@@ -224,21 +239,89 @@ static void send_prelude(struct source *s, uint64_t session, uint8_t lie)
 	send_bytes(s, &p, sizeof(p));
 }
 
-static bool call(struct source *s)
+/* -1: nobody is there any more. */
+static int dial_up(const struct source_way *way)
+{
+	struct sockaddr_un un = {.sun_family = AF_UNIX};
+	struct sockaddr_in in = {.sin_family = AF_INET,
+				 .sin_port = htons(way->port),
+				 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int fd = socket(way->port ? AF_INET : AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), ret;
+
+	fuzz_need(fd >= 0, "no socket: %s", strerror(errno));
+	snprintf(un.sun_path, sizeof(un.sun_path), "%s", way->path);
+	ret = way->port ? connect(fd, (void *)&in, sizeof(in))
+			: connect(fd, (void *)&un, sizeof(un));
+	if (ret == 0)
+		return fd;
+	close(fd);
+	return -1;
+}
+
+/* How a connection begins. */
+enum manner {
+	RIGHT,	   /* protected where that is asked for */
+	PLAIN,	   /* in any case */
+	JUNK,	   /* plain, with whatever else comes next */
+	OTHER_KEY, /* protected, by one who has another key */
+};
+
+static bool protect(struct source_conn *c, struct tls *tls)
+{
+	struct errmsg why = {""};
+	int fd = c->fd;
+
+	c->fd = -1;
+	return tls_shake(&c->tls, tls, fd, -1, now_ns() + SEND_LIMIT, &why) == 0 &&
+	       tls_start(c->tls, &c->fd, &why) == 0;
+}
+
+/* True when a prelude is due. */
+static bool call(struct source *s, enum manner manner)
 {
 	struct source_conn *c = &s->conn[s->at];
-	struct sockaddr_un a = {.sun_family = AF_UNIX};
+	const struct source_way *way = s->way;
 
 	hang_up(c);
 	memset(c, 0, sizeof(*c));
-	snprintf(a.sun_path, sizeof(a.sun_path), "%s", s->path);
-	c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	fuzz_need(c->fd >= 0, "no socket: %s", strerror(errno));
-	if (connect(c->fd, (void *)&a, sizeof(a)) == 0)
-		return true;
-	/* Nobody is there any more. */
-	hang_up(c);
-	return false;
+	c->fd = dial_up(way);
+	c->deaf = manner == JUNK;
+	if (manner != RIGHT)
+		s->honest = false;
+	if (c->fd < 0)
+		return false;
+	if (!way->tls || manner == PLAIN || manner == JUNK)
+		return !c->deaf;
+	return protect(c, manner == OTHER_KEY ? way->other_key : way->tls);
+}
+
+/* Many who say who they are, and no more, or less than that, or nothing. */
+static void come_in_a_crowd(struct source *s, unsigned n, uint8_t how)
+{
+	struct wire_prelude p = {
+		.version = WIRE_VERSION,
+		.min_version = WIRE_MIN_VERSION,
+		.session = SESSION ^ (how & 1),
+	};
+
+	memcpy(p.magic, WIRE_MAGIC, sizeof(p.magic));
+	s->honest = false;
+	/* TCP has those who find a full queue try again after a second. */
+	if (s->way->port)
+		return;
+	for (unsigned i = 0; i < n && s->crowded < CROWD_MAX; i++, s->crowded++) {
+		int fd = dial_up(s->way);
+
+		if (fd < 0)
+			return;
+		if (!(how & 8))
+			(void)!send(fd, &p, how & 4 ? sizeof(p) / 2 : sizeof(p), MSG_NOSIGNAL);
+		/* Whoever is not let in is given time to read why: he does not take it. */
+		if (how & 15 || s->n_crowd == SOURCE_CROWD)
+			close(fd);
+		else
+			s->crowd[s->n_crowd++] = fd;
+	}
 }
 
 /* Another connection than the first. */
@@ -247,8 +330,8 @@ static void join(struct source *s, unsigned which, uint8_t lie)
 	unsigned was = s->at;
 
 	s->at = which;
-	if (call(s)) {
-		send_prelude(s, SESSION ^ (lie & 1), lie & 0x7e);
+	if (call(s, lie >> 6 & 1 ? PLAIN : RIGHT)) {
+		send_prelude(s, SESSION ^ (lie & 1), lie & 0x3e);
 		send_frame_checked(s, lie & 0x80 ? WIRE_PING : WIRE_JOIN, NULL, 0, 0, 0);
 	}
 	if (lie)
@@ -264,10 +347,11 @@ static void come_back(struct source *s, uint8_t lie)
 			shutdown(s->conn[i].fd, SHUT_WR);
 	}
 	/* One that does not let go is given up, as any source does. */
-	if (!source_drain(s, s->honest ? SEND_LIMIT : 20 * NS_PER_MS))
+	if (!source_drain(s, s->honest ? SEND_LIMIT : 20 * NS_PER_MS) || !s->way->keeps)
 		s->honest = false;
 	for (unsigned i = 0; i < SOURCE_CONNS; i++)
 		hang_up(&s->conn[i]);
+	send_crowd_home(s);
 	s->at = 0;
 	if (s->phase >= SOURCE_DONE)
 		return;
@@ -277,7 +361,7 @@ static void come_back(struct source *s, uint8_t lie)
 	s->round = 0;
 	s->round_open = s->ready = false;
 	memset(s->touched_by, 0, sizeof(s->touched_by));
-	if (call(s))
+	if (call(s, lie >> 6))
 		send_prelude(s, SESSION ^ (lie & 1), lie & 0x3e);
 	if (lie)
 		s->honest = false;
@@ -567,12 +651,12 @@ static void send_proof(struct source *s, struct fuzz_in *in)
 	free(proof);
 }
 
-/* No honest one says COMMIT before it. */
-static void await_ready(struct source *s)
+/* What an honest one waits for before it goes on. */
+static void await(struct source *s, const bool *said)
 {
 	uint64_t until = now_ns() + SEND_LIMIT;
 
-	while (s->honest && !s->ready && !s->refused && !s->conn[0].ended && now_ns() < until)
+	while (s->honest && !*said && !s->refused && !s->conn[0].ended && now_ns() < until)
 		listen_to(s, 5);
 }
 
@@ -585,7 +669,7 @@ static void send_commit(struct source *s, struct fuzz_in *in)
 	root.high ^= lie & 1;
 	if (lie & 3)
 		s->honest = false;
-	await_ready(s);
+	await(s, &s->ready);
 	if (!(lie & 3) && s->phase == SOURCE_COMMIT)
 		s->phase = SOURCE_DONE;
 	send_frame(s, WIRE_COMMIT, &root, sizeof(root) - (lie >> 1 & 1));
@@ -657,7 +741,7 @@ static void act(struct source *s, struct fuzz_in *in)
 {
 	unsigned which;
 
-	switch (in_u8(in) % 18) {
+	switch (in_u8(in) % 19) {
 	case 0:
 		send_hello(s, in);
 		break;
@@ -705,11 +789,15 @@ static void act(struct source *s, struct fuzz_in *in)
 		join(s, which, in_u8(in));
 		s->honest = false;
 		break;
-	default:
+	case 17:
 		/* Only those that are there. */
 		s->at = in_u8(in) % SOURCE_CONNS;
 		if (s->conn[s->at].fd < 0)
 			s->at = 0;
+		break;
+	default:
+		which = in_u8(in);
+		come_in_a_crowd(s, which, in_u8(in));
 	}
 }
 
@@ -717,12 +805,15 @@ void source_play(struct source *s, struct fuzz_in *in)
 {
 	uint8_t prelude = in_u8(in);
 
-	if (call(s))
-		send_prelude(s, SESSION, prelude);
+	if (call(s, prelude >> 6))
+		send_prelude(s, SESSION, prelude & 0x3f);
 	while (in_left(in) && s->phase != SOURCE_DONE) {
 		act(s, in);
 		listen_to(s, 0);
 	}
+	/* No honest one closes another connection before it knows: that ends the first, too. */
+	if (s->phase == SOURCE_DONE)
+		await(s, &s->running);
 	for (unsigned i = 0; i < SOURCE_CONNS; i++) {
 		if (s->conn[i].fd >= 0)
 			shutdown(s->conn[i].fd, SHUT_WR);

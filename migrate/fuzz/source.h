@@ -11,17 +11,29 @@
 
 #include "../../vmm/ram.h"
 #include "../hashes.h"
+#include "../tls.h"
 #include "../wire.h"
 #include "guest.h"
 
 #define SOURCE_CONNS 3U
 #define SOURCE_NPAGES (RAM_MIN / PAGE_SIZE)
 #define SOURCE_SLOTS 32U /* pages that an input can name by a byte */
+#define SOURCE_CROWD 60U /* who stay; a few more fill a door's queue */
+
+/* Where the receiver is. */
+struct source_way {
+	const char *path; /* of its socket, unless: */
+	uint16_t port;	  /* of 127.0.0.1, where it takes sources by TLS, with a key */
+	struct tls *tls, *other_key;
+	bool keeps; /* who breaks off may come back */
+};
 
 /* One connection to the receiver. */
 struct source_conn {
 	int fd; /* -1: none */
+	struct tls_link *tls;
 	uint32_t seq, seq_in;
+	bool deaf;		/* what comes back is not for us: we have not said who we are */
 	bool began;		/* the answer's prelude has come */
 	bool ended;		/* the other side has closed */
 	uint8_t in[128 * 1024]; /* the answer's bytes that are no whole frame yet */
@@ -29,10 +41,12 @@ struct source_conn {
 };
 
 struct source {
-	const char *path; /* of the receiver's socket */
+	const struct source_way *way;
 	unsigned variant;
 	struct source_conn conn[SOURCE_CONNS];
-	unsigned at; /* the connection that is spoken on */
+	unsigned at;		   /* the connection that is spoken on */
+	int crowd[SOURCE_CROWD];   /* connections on which nothing more is said */
+	unsigned n_crowd, crowded; /* so many have come at any time */
 
 	/* Nothing so far but what a source of ours could have sent, in an order of its. */
 	bool honest;
@@ -57,7 +71,7 @@ struct source {
 	bool refused, ready, running;
 };
 
-void source_init(struct source *s, const char *path, unsigned variant);
+void source_init(struct source *s, const struct source_way *way, unsigned variant);
 void source_free(struct source *s);
 
 /* Page of a slot. */

@@ -15,7 +15,8 @@
 
 #define FDS_MAX 1024
 #define XSAVE_SIZE 8192U /* more than the 4 KiB of the elder call */
-#define TSC_KHZ 2000000
+#define TSC_KHZ 2000000U
+#define TSC_KHZ_MAX 0x7fffffffU
 #define HALT_NS 200000L
 
 /* EFER: SCE, LME, LMA, NXE, SVME, LMSLE, FFXSR, TCE */
@@ -25,6 +26,8 @@ static const uint32_t msr_known[] = {
 	0x1b,	    0x174,	0x175,	    0x176,	0x1a0,	    0x277,	0x2ff,	    0x6e0,
 	0x4b564d00, 0x4b564d01, 0x4b564d02, 0xc0000080, 0xc0000081, 0xc0000082, 0xc0000102, 0x10,
 };
+
+#define MSR_PAT_AT 5U /* IA32_PAT, which holds something after a reset */
 
 struct fake_vcpu {
 	struct kvm_mp_state mp;
@@ -37,9 +40,11 @@ struct fake_vcpu {
 	struct kvm_vcpu_events events;
 	uint64_t msr[ARRAY_SIZE(msr_known)];
 	uint64_t tsc_offset;
+	uint32_t tsc_khz; /* 0: the host's */
 };
 
 #define SLOTS 2
+#define LINES 24U
 
 struct fake_vm {
 	uint64_t slot_pages[SLOTS];
@@ -47,6 +52,7 @@ struct fake_vm {
 	struct kvm_irqchip chip[3];
 	struct kvm_pit_state2 pit;
 	struct kvm_clock_data clock;
+	bool line[LINES];
 };
 
 /* What an fd stands for; /dev/kvm itself has none. A number that comes again is another one. */
@@ -55,6 +61,13 @@ struct fake {
 	struct fake_vcpu vcpu;
 };
 static struct fake *fakes[FDS_MAX];
+
+static unsigned host_kind; /* enum fake_kvm_host */
+
+void fake_kvm_set_host(unsigned h)
+{
+	host_kind = h;
+}
 
 static const struct kvm_cpuid_entry2 cpuid_entries[] = {
 	{.function = 0, .eax = 0xd, .ebx = 0x68747541, .ecx = 0x444d4163, .edx = 0x69746e65},
@@ -86,6 +99,7 @@ static int new_fd(off_t size)
 	free(fakes[fd]);
 	fakes[fd] = calloc(1, sizeof(*fakes[fd]));
 	fuzz_need(fakes[fd], "no memory");
+	fakes[fd]->vcpu.msr[MSR_PAT_AT] = 0x0007040600070406ULL;
 	fakes[fd]->vcpu.xcrs = (struct kvm_xcrs){.nr_xcrs = 1, .xcrs[0] = {.value = 1}};
 	return fd;
 }
@@ -110,6 +124,7 @@ static int check_extension(uintptr_t cap)
 	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
 		return KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
 	case KVM_CAP_TSC_CONTROL:
+		return !!(host_kind & FAKE_KVM_SCALES_TSC);
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
 		return 0;
@@ -159,12 +174,22 @@ static int tsc_offset(struct fake_vcpu *v, const struct kvm_device_attr *a, bool
 {
 	uint64_t *user = (void *)(uintptr_t)a->addr;
 
-	if (a->group != KVM_VCPU_TSC_CTRL || a->attr != KVM_VCPU_TSC_OFFSET)
+	if (a->group != KVM_VCPU_TSC_CTRL || a->attr != KVM_VCPU_TSC_OFFSET ||
+	    host_kind & FAKE_KVM_NO_TSC_OFFSET)
 		return -ENXIO;
 	if (set)
 		v->tsc_offset = *user;
 	else
 		*user = v->tsc_offset;
+	return 0;
+}
+
+/* KVM looks at 32 bits of what it is given, and takes 0 for the host's own. */
+static int set_tsc_khz(struct fake_vcpu *v, uint32_t khz)
+{
+	if (khz >= TSC_KHZ_MAX)
+		return -EINVAL;
+	v->tsc_khz = khz;
 	return 0;
 }
 
@@ -228,7 +253,9 @@ static int vcpu_request(struct fake_vcpu *v, unsigned long request, void *arg)
 	case KVM_SET_DEVICE_ATTR:
 		return tsc_offset(v, arg, true);
 	case KVM_GET_TSC_KHZ:
-		return TSC_KHZ;
+		return (int)(v->tsc_khz ? v->tsc_khz : TSC_KHZ);
+	case KVM_SET_TSC_KHZ:
+		return set_tsc_khz(v, (uint32_t)(uintptr_t)arg);
 	case KVM_SET_CPUID2:
 	case KVM_KVMCLOCK_CTRL:
 		return 0;
@@ -249,6 +276,18 @@ static int irqchip(struct fake_vm *vm, struct kvm_irqchip *c, bool set)
 	else
 		c->chip = vm->chip[c->chip_id].chip;
 	return 0;
+}
+
+static int irq_line(struct fake_vm *vm, const struct kvm_irq_level *l)
+{
+	fuzz_need(l->irq < LINES, "interrupt line %u", l->irq);
+	vm->line[l->irq] = l->level;
+	return 0;
+}
+
+bool fake_kvm_line(int vm_fd, uint32_t gsi)
+{
+	return fakes[vm_fd]->vm.line[gsi];
 }
 
 static int set_slot(struct fake_vm *vm, const struct kvm_userspace_memory_region *r)
@@ -307,6 +346,8 @@ static int request_of(int fd, unsigned long request, void *arg)
 		return set_slot(vm, arg);
 	case KVM_GET_DIRTY_LOG:
 		return dirty_log(vm, arg);
+	case KVM_IRQ_LINE:
+		return irq_line(vm, arg);
 	case KVM_SET_IDENTITY_MAP_ADDR:
 	case KVM_SET_TSS_ADDR:
 	case KVM_ENABLE_CAP:
@@ -314,7 +355,6 @@ static int request_of(int fd, unsigned long request, void *arg)
 	case KVM_SET_GSI_ROUTING:
 	case KVM_CREATE_PIT2:
 	case KVM_CLEAR_DIRTY_LOG:
-	case KVM_IRQ_LINE:
 	case KVM_IRQFD:
 	case KVM_IOEVENTFD:
 		return 0;

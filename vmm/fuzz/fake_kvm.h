@@ -15,9 +15,22 @@
 #ifndef GODWIT_FUZZ_FAKE_KVM_H
 #define GODWIT_FUZZ_FAKE_KVM_H
 
+#include <stdbool.h>
+
 #include "../vm.h"
 
 #define FAKE_KVM_VCPUS 4 /* KVM_CAP_MAX_VCPUS */
+
+/* What hosts differ in. A target that sets it sets it for each input. */
+enum fake_kvm_host {
+	FAKE_KVM_SCALES_TSC = 1,    /* KVM_CAP_TSC_CONTROL */
+	FAKE_KVM_NO_TSC_OFFSET = 2, /* KVM_VCPU_TSC_OFFSET came with Linux 5.16 */
+	FAKE_KVM_HOSTS = 4,
+};
+void fake_kvm_set_host(unsigned host);
+
+/* Is the line up, as KVM_IRQ_LINE was last told? */
+bool fake_kvm_line(int vm_fd, uint32_t gsi);
 
 /* The CPU that cpuid_build() makes for a guest here. */
 void fake_kvm_cpuid(struct cpuid *out, uint32_t vcpus);

@@ -4,16 +4,19 @@
  * rates, URIs, devices.
  *
  * What is refused is refused with -EINVAL and words; what is taken is within the limits of the
- * options, and a description of devices is one that a handshake carries.
+ * options, and a description of devices is one that a handshake carries. Who looks at a word later
+ * (a URI, features of a CPU, files of TLS) takes it or has words for why not, too.
  */
 #include <errno.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "../../migrate/migrate.h"
 #include "../../migrate/uri.h"
 #include "../config.h"
 #include "../config_devices.h"
 #include "../ram.h"
+#include "fake_kvm.h"
 #include "fuzz.h"
 
 #define WORDS_MAX 24
@@ -48,6 +51,17 @@ static const char *const values[] = {
 	"name",
 };
 
+static const char *const more_values[] = {
+	"tls:[::1]:4444",
+	"tcp:0.0.0.0:0",
+	"tcp:[::ffff:127.0.0.1]:1",
+	"tls::1",
+	"-sse4.2,-x2apic,-avx512f",
+	"host",
+	"/etc/pem",
+	"tcp:10.0.0.1:65535",
+};
+
 static void to_word(struct words *w, const char *text, size_t len)
 {
 	char *to = w->text[w->n];
@@ -64,15 +78,18 @@ static void to_word(struct words *w, const char *text, size_t len)
 static size_t make_value(struct fuzz_in *in, char out[WORD_MAX])
 {
 	uint8_t which = in_u8(in), edits;
+	const char *value;
 	size_t len;
 
-	if (which >= ARRAY_SIZE(values)) {
+	if (which >= ARRAY_SIZE(values) && which >> 4 != 0xe) {
 		len = in_u8(in);
 		in_bytes(in, out, len);
 		return len;
 	}
-	len = strlen(values[which]);
-	memcpy(out, values[which], len);
+	value = which < ARRAY_SIZE(values) ? values[which]
+					   : more_values[which % ARRAY_SIZE(more_values)];
+	len = strlen(value);
+	memcpy(out, value, len);
 	edits = in_u8(in) % 8;
 	for (unsigned i = 0; i < edits && len; i++) {
 		size_t at = in_u8(in) % len;
@@ -140,6 +157,43 @@ static void check_devices(const struct vm_devices *taken)
 	sb_free(&s);
 }
 
+/* Who looks at them next. */
+static void check_cpu(const char *mask)
+{
+	static struct cpuid host;
+	struct errmsg err = {""};
+	struct kvm_caps caps;
+	int fd = kvm_open(&caps, &err);
+	int ret = cpuid_host(&host, fd, mask, &err);
+
+	fuzz_need(ret == 0 || (ret == -EINVAL && err.text[0]), "--cpu %s: %d, %s", mask, ret,
+		  err.text);
+	close(fd);
+}
+
+static void check_tls(const struct migrate_tls *tls, const char *uri)
+{
+	struct errmsg err = {""};
+	int ret;
+
+	NEED_ENDED(tls->cert);
+	NEED_ENDED(tls->key);
+	NEED_ENDED(tls->ca);
+	NEED_ENDED(tls->psk);
+	NEED_ENDED(tls->name);
+	ret = migrate_check_tls(uri, tls, &err);
+	fuzz_need(ret == 0 || (ret == -EINVAL && err.text[0]), "TLS is refused with %d: %s", ret,
+		  err.text);
+}
+
+static void check_dirty(const struct dirty_config *d)
+{
+	fuzz_need(d->how <= DIRTY_RING, "dirty pages are found by %d", d->how);
+	fuzz_need(!d->entries || (d->entries >= DIRTY_RING_MIN && d->entries <= DIRTY_RING_MAX &&
+				  !(d->entries & (d->entries - 1))),
+		  "a ring of %u entries", d->entries);
+}
+
 static void check_config(const struct config *c)
 {
 	fuzz_need(!c->name[0] || config_name_ok(c->name), "a name that is none: %.64s", c->name);
@@ -150,6 +204,7 @@ static void check_config(const struct config *c)
 	NEED_ENDED(c->leave);
 	NEED_ENDED(c->base);
 	NEED_ENDED(c->compress);
+	NEED_ENDED(c->user);
 	fuzz_need(!c->memory || (c->memory >= RAM_MIN && c->memory % PAGE_SIZE == 0),
 		  "a memory of %llu", (unsigned long long)c->memory);
 	fuzz_need(c->connections <= MIGRATE_CONNECTIONS_MAX, "%u connections", c->connections);
@@ -157,8 +212,20 @@ static void check_config(const struct config *c)
 		  (unsigned long long)c->bandwidth);
 	fuzz_need(!c->peer_timeout_ns || c->peer_timeout_ns >= MIGRATE_PEER_TIMEOUT_MIN,
 		  "a peer timeout of %llu", (unsigned long long)c->peer_timeout_ns);
+	fuzz_need(c->downtime_ns && c->downtime_ns <= INT64_MAX / 2 &&
+			  c->timeout_ns <= INT64_MAX / 2 && c->reconnect_ns <= INT64_MAX / 2 &&
+			  c->keep_ns <= INT64_MAX / 2 && c->new_downtime_ns <= INT64_MAX / 2,
+		  "a time that nothing can be added to");
+	fuzz_need(c->verify <= MIGRATE_VERIFY_FULL && c->on_timeout <= ON_TIMEOUT_CONTINUE &&
+			  c->confine <= CONFINE_LOG,
+		  "verify %d, on timeout %d, confine %d", c->verify, c->on_timeout, c->confine);
 	fuzz_need(c->n_args <= CONFIG_ARGS_MAX, "%u words", c->n_args);
+	check_dirty(&c->dirty);
 	check_devices(&c->devices);
+	if (c->cpu_mask[0])
+		check_cpu(c->cpu_mask);
+	if (c->n_args)
+		check_tls(&c->tls, c->args[c->n_args - 1]);
 }
 
 static void parse_words(struct fuzz_in *in)
@@ -212,6 +279,24 @@ static void put_here(const struct vm_devices *theirs, const struct vm_devices *o
 
 static struct vm_devices earlier; /* of the same input */
 
+/* Where a guest goes: what the engine takes the command line does. */
+static void check_uri(const char *text)
+{
+	char host[MIGRATE_URI_MAX];
+	struct errmsg err = {""}, why = {""};
+	int first = config_check_uri(text, &err), ret = uri_check(text, &why);
+	bool exposed = uri_is_exposed(text, false), listens = uri_is_exposed(text, true);
+
+	fuzz_need(first == 0 || err.text[0], "a URI is refused without a reason");
+	fuzz_need(ret == 0 || why.text[0], "a URI is refused without a reason");
+	fuzz_need(ret || first == 0 || strlen(text) >= MIGRATE_URI_MAX, "'%s': %s", text, err.text);
+	fuzz_need(uri_host(text, host, sizeof(host), &why) == ret, "'%s' has a host, or none",
+		  text);
+	fuzz_need(ret || memchr(host, 0, sizeof(host)), "a host without end");
+	fuzz_need(!exposed || (listens && ret == 0 && !uri_is_tls(text) && host[0]),
+		  "'%s' is exposed", text);
+}
+
 static void parse_value(struct fuzz_in *in)
 {
 	static struct vm_devices d;
@@ -233,11 +318,7 @@ static void parse_value(struct fuzz_in *in)
 	if (migrate_parse_compress(text, &mode, &level) == 0 && mode == MIGRATE_COMPRESS_ZSTD)
 		fuzz_need(level >= 1 && level <= MIGRATE_LEVEL_MAX, "'%s' is level %d", text,
 			  level);
-	ret = config_check_uri(text, &err);
-	fuzz_need(ret == 0 || err.text[0], "a URI is refused without a reason");
-	err = (struct errmsg){""};
-	ret = uri_check(text, &err);
-	fuzz_need(ret == 0 || err.text[0], "a URI is refused without a reason");
+	check_uri(text);
 	memset(&d, 0, sizeof(d));
 	for (unsigned i = 0; i < 2; i++) {
 		int (*const parsers[])(struct vm_devices *, const char *, struct errmsg *) = {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "fuzz.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <ftw.h>
 #include <stdarg.h>
@@ -74,4 +75,16 @@ void fuzz_need_marks(const struct ram *ram, const char *when)
 				  "%s: page %llu was stored into and is not marked", when,
 				  (unsigned long long)i);
 	}
+}
+
+unsigned count_fds(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	fuzz_need(dir, "/proc/self/fd: %s", strerror(errno));
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
 }

@@ -40,6 +40,9 @@ _Noreturn void fuzz_bug(const char *fmt, ...) PRINTF(1, 2);
 /* A folder of this process's own for sockets and the like; it goes at the end. */
 const char *fuzz_folder(void);
 
+/* Open file descriptors of this process. */
+unsigned count_fds(void);
+
 /*
  * Pages of RAM that hold something and are not marked as stored into were not stored into by the
  * functions of ram.h. `when` is for the message.

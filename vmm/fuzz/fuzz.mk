@@ -26,18 +26,23 @@ fuzz_guest_wraps := $(fuzz_fake_wraps) host_memory_read
 fuzz_wraps_blk := $(fuzz_machine_wraps) disk_image_open disk_image_acquire
 fuzz_parts_state := $(fuzz_guest)
 fuzz_wraps_state := $(fuzz_guest_wraps)
+fuzz_parts_board := $(fuzz_guest)
+fuzz_wraps_board := $(fuzz_guest_wraps)
 fuzz_parts_stream := $(fuzz_guest) migrate/fuzz/source.o
 fuzz_wraps_stream := $(fuzz_guest_wraps) hashes_free hashes_from_ram vm_destroy_but_ram
 fuzz_parts_answers := $(fuzz_guest)
 fuzz_wraps_answers := $(fuzz_guest_wraps)
-fuzz_parts_control := $(fuzz_fake)
+fuzz_parts_control := $(fuzz_fake) vmm/fuzz/requests.o
 fuzz_wraps_control := $(fuzz_fake_wraps) migrate_start migrate_cancel migrate_tune \
-	migrate_get_stats receive_cancel receive_get_stats
+	migrate_get_stats receive_cancel receive_get_stats ctl_reply ctl_error loop_timer
+# For the CPU.
+fuzz_parts_options := $(fuzz_fake)
+fuzz_wraps_options := $(fuzz_fake_wraps)
 # Nothing: what they feed needs no machine.
-fuzz_parts_options :=
-fuzz_wraps_options :=
 fuzz_parts_boot :=
 fuzz_wraps_boot :=
+fuzz_parts_client :=
+fuzz_wraps_client :=
 
 fuzz_name = $(patsubst fuzz-%,%,$(notdir $(1)))
 fuzz_parts_of = $(addprefix $(B)/,$(if $(filter undefined,$(origin fuzz_parts_$(fuzz_name))),$(fuzz_machine),$(fuzz_parts_$(fuzz_name))))
@@ -61,4 +66,4 @@ fuzz-coverage: setup
 	@$(MAKE) --no-print-directory -j$$(nproc) COVERAGE=1 CC=clang fuzzers
 	@scripts/fuzz --coverage
 
--include $(fuzz_progs:=.d) $(patsubst %.o,$(B)/%.d,$(fuzz_machine) $(fuzz_guest) migrate/fuzz/source.o) $(fuzz_main:.o=.d)
+-include $(fuzz_progs:=.d) $(patsubst %.o,$(B)/%.d,$(fuzz_machine) $(fuzz_guest) migrate/fuzz/source.o vmm/fuzz/requests.o) $(fuzz_main:.o=.d)

@@ -236,9 +236,9 @@ START_TEST(answers)
 
 	say(fd, "{\"cmd\":\"echo\",\"value\":[1,{\"a\":null}]}\n");
 	expect(fd, "{\"ok\":true,\"value\":[1,{\"a\":null}]}");
-	/* Bytes that are not UTF-8 must not make a line that is not JSON. */
+	/* Bytes that are not UTF-8 make no line that is not JSON, and take no other words away. */
 	say(fd, "{\"cmd\":\"fail\"}\n");
-	expect(fd, "{\"ok\":false,\"more\":7,\"error\":");
+	expect(fd, "{\"ok\":false,\"more\":7,\"error\":\"it is ? broken\"}");
 	say(fd, "{\"cmd\":\"nonsense\"}\r\n");
 	expect(fd, "no command \\\"nonsense\\\"");
 	close(fd);
@@ -453,10 +453,12 @@ END_TEST
 START_TEST(client_that_never_reads_is_dropped)
 {
 	static const char request[] = "{\"cmd\":\"big\"}\n";
-	int fd = dial();
-	int i;
+	int fd, i;
 
-	/* Its answers fill the socket, then the server's limit; then it is out. */
+	stop_server();
+	start_server(NS_PER_SEC / 2);
+	fd = dial();
+	/* Its answers fill the socket, then the server's limit; then it is idle, and soon out. */
 	for (i = 0; i < 100000; i++) {
 		if (send(fd, request, sizeof(request) - 1, MSG_NOSIGNAL) < 0)
 			break;
@@ -464,6 +466,30 @@ START_TEST(client_that_never_reads_is_dropped)
 	ck_assert_int_lt(i, 100000);
 	check_alive();
 	close(fd);
+}
+END_TEST
+
+/* More answers than a socket and the server hold. */
+START_TEST(requests_ahead_of_their_answers)
+{
+	static char some[BIG];
+	const int n = 40;
+	int fd = dial(), lines = 0;
+
+	for (int i = 0; i < n; i++)
+		say(fd, "{\"cmd\":\"big\"}\n");
+	while (lines < n) {
+		struct pollfd p = {.fd = fd, .events = POLLIN};
+		ssize_t len;
+
+		ck_assert_msg(poll(&p, 1, WAIT_MS) == 1, "no answer in time");
+		len = read(fd, some, sizeof(some));
+		ck_assert_int_gt(len, 0);
+		for (ssize_t i = 0; i < len; i++)
+			lines += some[i] == '\n';
+	}
+	close(fd);
+	check_alive();
 }
 END_TEST
 
@@ -928,6 +954,7 @@ int main(void)
 	tcase_add_test(server, client_gone_before_its_answer);
 	tcase_add_test(server, many_clients);
 	tcase_add_test(server, client_that_never_reads_is_dropped);
+	tcase_add_test(server, requests_ahead_of_their_answers);
 	tcase_add_test(server, events_for_a_slow_client_are_left_out);
 	tcase_add_test(server, stop_answers_who_still_waits);
 	tcase_add_test(server, idle_client_is_dropped);
