@@ -125,8 +125,7 @@ static void mem_start(void)
 	ws_alloc(set);
 	for (uint64_t page = 0; page < set->pages; page++)
 		ws_fill(set, page);
-	virtio.mem.interval =
-		cycles / rate * RT_PAGE_SIZE + cycles % rate * RT_PAGE_SIZE / rate;
+	virtio.mem.interval = cycles / rate * RT_PAGE_SIZE + cycles % rate * RT_PAGE_SIZE / rate;
 	virtio.mem.due = rt_tsc();
 }
 
