@@ -7,6 +7,8 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#define LOOK_NS (100 * NS_PER_MS) /* at the source, while its connections are waited for */
+
 static int end_round(struct lane *w, const struct wire_frame *f)
 {
 	struct lanes *l = w->all;
@@ -125,12 +127,34 @@ static int init_lanes(struct lanes *l, unsigned n, const struct conn *main)
 	return 0;
 }
 
+/* The next who comes in; whoever waits for him hears of it when the source gives up or dies. */
+static int await_one(struct lanes *l, unsigned n, struct door *door, int cancel_fd,
+		     uint64_t deadline, struct conn *main, struct arrival *a, struct errmsg *err)
+{
+	for (;;) {
+		uint64_t look = MIN(deadline, now_ns() + LOOK_NS);
+		struct errmsg why = {0};
+		int ret = door_wait(door, look, cancel_fd, a, &why);
+
+		if (ret != -ETIMEDOUT)
+			return ret ? errmsg_set(err, ret, "%s", why.text) : 0;
+		/* Once it has begun the last of them, it may go on. */
+		main->due = WIRE_PING;
+		ret = conn_poll(main, err);
+		main->due = 0;
+		if (ret)
+			return ret;
+		if (now_ns() >= deadline)
+			return errmsg_set(err, -ETIMEDOUT,
+					  "only %u of the source's %u connections came", l->n + 1,
+					  n + 1);
+	}
+}
+
 int lanes_open(struct lanes *l, unsigned n, struct door *door, int cancel_fd, uint64_t session,
-	       uint32_t rounds, const struct conn *main, const struct store *like,
-	       struct errmsg *err)
+	       uint32_t rounds, struct conn *main, const struct store *like, struct errmsg *err)
 {
 	uint64_t deadline = now_ns() + CONN_OPEN_LIMIT;
-	struct errmsg why = {0};
 	int ret = init_lanes(l, n, main);
 
 	l->released = rounds;
@@ -140,12 +164,9 @@ int lanes_open(struct lanes *l, unsigned n, struct door *door, int cancel_fd, ui
 		struct lane *w = &l->lane[l->n];
 		struct arrival a;
 
-		ret = door_wait(door, deadline, cancel_fd, &a, &why);
-		if (ret == -ETIMEDOUT)
-			return errmsg_set(err, ret, "only %u of the source's %u connections came",
-					  l->n + 1, n + 1);
+		ret = await_one(l, n, door, cancel_fd, deadline, main, &a, err);
 		if (ret)
-			return errmsg_set(err, ret, "%s", why.text);
+			return ret;
 		ret = take_one(&w->conn, &a, cancel_fd, session, deadline, main, err);
 		if (ret < 0)
 			return ret;

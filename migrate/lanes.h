@@ -41,12 +41,11 @@ struct lanes {
 /*
  * Waits until n connections of the session have come in by the door and joined, and starts to store
  * what comes on them; rounds: that are over; main: the source's first connection, whose limit is
- * theirs, too. Others that come are turned away. -ETIMEDOUT, -ECANCELED, -errno with the cause in
- * err; lanes_close() is due in any case.
+ * theirs, too, and on which it may fail meanwhile. Others that come are turned away. -ETIMEDOUT,
+ * -ECANCELED, -errno with the cause in err; lanes_close() is due in any case.
  */
 int lanes_open(struct lanes *l, unsigned n, struct door *door, int cancel_fd, uint64_t session,
-	       uint32_t rounds, const struct conn *main, const struct store *like,
-	       struct errmsg *err);
+	       uint32_t rounds, struct conn *main, const struct store *like, struct errmsg *err);
 
 /* Waits for the end of the round on all of them, then lets them go on. The first failure's -errno,
  * -ETIMEDOUT when nothing comes any more. */

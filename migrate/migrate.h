@@ -112,9 +112,10 @@ struct migrate_stats {
 	enum migrate_phase phase;
 	enum migrate_status status; /* once phase is MIGRATE_DONE */
 	struct errmsg error;	    /* why, unless completed */
-	uint32_t round;		    /* the present one, from 1; the final copy counts as one */
-	uint64_t total_ns;	    /* since the start */
-	uint64_t downtime_ns;	    /* source: from before the pause until RUNNING arrived */
+	struct errmsg leave_error; /* source: why RAM could not be left behind; "" if all is well */
+	uint32_t round;		   /* the present one, from 1; the final copy counts as one */
+	uint64_t total_ns;	   /* since the start */
+	uint64_t downtime_ns;	   /* source: from before the pause until RUNNING arrived */
 	uint64_t downtime_target_ns;
 	uint64_t ram_bytes;
 	uint64_t wire_bytes;	    /* sent (source) or received (destination), framing included */

@@ -180,11 +180,14 @@ static void leave_ram(struct migration *m)
 
 	if (!m->opt.leave[0])
 		return;
-	if (ram_image_save(&m->vm->ram, m->opt.leave, &err))
-		log_warn("the guest has moved, but its memory could not be left behind: %s",
-			 err.text);
-	else
+	if (ram_image_save(&m->vm->ram, m->opt.leave, &err) == 0) {
 		log_info("the guest's memory, as it left, is in %s", m->opt.leave);
+		return;
+	}
+	log_warn("the guest has moved, but its memory could not be left behind: %s", err.text);
+	pthread_mutex_lock(&m->lock);
+	m->stats.leave_error = err;
+	pthread_mutex_unlock(&m->lock);
 }
 
 static void *run_source(void *arg)

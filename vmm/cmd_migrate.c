@@ -91,6 +91,7 @@ static int finish(struct view *v, json_t *answer, bool json)
 {
 	const char *error = json_string_value(json_object_get(answer, "error"));
 	const char *status = json_string_value(json_object_get(answer, "status"));
+	const char *leave = json_string_value(json_object_get(answer, "leave_error"));
 	int result = EXIT_FAILED;
 
 	clear_line(v);
@@ -111,6 +112,9 @@ static int finish(struct view *v, json_t *answer, bool json)
 			  "is still here stays paused until 'godwit resolve %s --run' or 'godwit "
 			  "resolve %s --discard'",
 			  v->name, v->name);
+	if (leave)
+		log_warn("migrate: %s has moved, but its memory could not be left behind: %s",
+			 v->name, leave);
 	if (json) {
 		json_object_del(answer, "ok");
 		json_object_set_new(answer, "status", json_string(status));

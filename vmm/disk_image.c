@@ -12,6 +12,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "fault.h"
 #include "util.h"
 
 #define ALIGN_TRY_MAX 4096U
@@ -44,7 +45,7 @@ static int open_path(const struct disk_image *img, const char *path, struct errm
 	if (img->cache == VM_CACHE_NONE)
 		flags |= O_DIRECT;
 	/* A FIFO would keep us waiting for its other end; what it is, is looked at once open. */
-	fd = open(path, flags | O_NONBLOCK);
+	fd = fault_at(FAULT_EIO, "open") ? (errno = EIO, -1) : open(path, flags | O_NONBLOCK);
 	if (fd < 0) {
 		ret = -errno;
 		return errmsg_set(err, ret, "disk %s: %s%s", img->path, strerror(-ret),
@@ -307,7 +308,8 @@ static int lock_file(const struct disk_image *img, int fd, struct errmsg *err)
 	char holder[64];
 	int ret;
 
-	if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
+	ret = fault_at(FAULT_EIO, "lock") ? (errno = EIO, -1) : fcntl(fd, F_OFD_SETLK, &fl);
+	if (ret == 0)
 		return 0;
 	ret = -errno;
 	if (ret != -EAGAIN && ret != -EACCES)

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fault.h"
 #include "util.h"
 #include "virtq.h"
 
@@ -26,6 +27,7 @@ enum step {
 static const _Alignas(4096) uint8_t zeros[ZEROS_SIZE];
 
 static void on_io(struct loop_op *io, int32_t res);
+static void end(struct disk_op *op, int err);
 
 /* ---- one write alone, or many ---- */
 
@@ -201,7 +203,7 @@ static void end_soon(struct disk_op *op)
 	io_uring_prep_nop(sqe_of(op, STEP_SYNC));
 }
 
-static void begin(struct disk_op *op)
+static void begin_now(struct disk_op *op)
 {
 	switch (op->verb) {
 	case DISK_READ:
@@ -220,6 +222,38 @@ static void begin(struct disk_op *op)
 	case DISK_ZERO:
 		zero_somehow(op);
 		break;
+	}
+}
+
+/* Disks that fail, or take their time, on purpose. */
+static void on_eio(struct loop_op *io, int32_t res)
+{
+	(void)res;
+	end(container_of(io, struct disk_op, io), -EIO);
+}
+
+static void on_late(struct loop_op *io, int32_t res)
+{
+	(void)res;
+	begin_now(container_of(io, struct disk_op, io));
+}
+
+static void begin(struct disk_op *op)
+{
+	const char *place = op->verb == DISK_SYNC ? "sync" : "disk";
+	struct loop *loop = op->disk->loop;
+
+	if (fault_at(FAULT_EIO, place)) {
+		op->io.done = on_eio;
+		io_uring_prep_nop(loop_sqe(loop, &op->io));
+	} else if (fault_at(FAULT_SLOW, place)) {
+		op->io.done = on_late;
+		loop_timer(loop, &op->io, FAULT_DELAY_NS);
+	} else if (fault_at(FAULT_HANG, place)) {
+		op->io.done = on_late;
+		loop_timer(loop, &op->io, FAULT_HANG_NS);
+	} else {
+		begin_now(op);
 	}
 }
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <time.h>
 
+#include "fault.h"
 #include "util.h"
 
 static void start(struct disk_sync *s);
@@ -27,6 +28,8 @@ static void on_ended(struct disk_op *op, int err)
 	served = s->served;
 	s->served = NULL;
 	s->running = false;
+	if (!served && fault_at(FAULT_EIO, "own-sync"))
+		err = -EIO;
 	s->err = err;
 	if (err) {
 		/* Those that wait may be for writes that this one was the last to hear of. */

@@ -20,7 +20,8 @@
 static const char *const kind_name[N_FAULTS] = {
 	[FAULT_KILL] = "kill",	   [FAULT_CUT] = "cut",	      [FAULT_DELAY] = "delay",
 	[FAULT_WIRE] = "wire",	   [FAULT_SHORT] = "short",   [FAULT_RAM] = "ram",
-	[FAULT_DIRTY] = "dirty",   [FAULT_ENOMEM] = "enomem", [FAULT_ENOSPC] = "enospc",
+	[FAULT_DIRTY] = "dirty",   [FAULT_ENOMEM] = "enomem", [FAULT_EIO] = "eio",
+	[FAULT_SLOW] = "slow",	   [FAULT_HANG] = "hang",     [FAULT_ENOSPC] = "enospc",
 	[FAULT_REFUSE] = "refuse",
 };
 

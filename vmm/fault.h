@@ -16,6 +16,13 @@
  *	ram@stored		a bit of a page turns after the page has been stored
  *	dirty@harvest		a page's dirty bit gets lost
  *	enomem@alloc		there is no memory for what is asked for
+ *	eio@disk		a disk's request ends with EIO, and nothing has been done
+ *	eio@sync		the same of one that makes durable what was written
+ *	eio@own-sync		and of one that no flush of the guest's waits for, but a move
+ *	slow@disk, @sync	it is begun only after FAULT_DELAY_NS, for which a move waits
+ *	hang@disk, @sync	after FAULT_HANG_NS, for which a guest that stands does not
+ *	eio@open		a disk's image cannot be opened
+ *	eio@lock		nor locked
  *	enospc@leave		the disk is full, where the guest's memory is left behind
  *	refuse@kvm		KVM refuses an ioctl (of those that go through kvm_ioctl())
  *
@@ -39,12 +46,16 @@ enum fault {
 	FAULT_RAM,
 	FAULT_DIRTY,
 	FAULT_ENOMEM,
+	FAULT_EIO,
+	FAULT_SLOW,
+	FAULT_HANG,
 	FAULT_ENOSPC,
 	FAULT_REFUSE,
 	N_FAULTS,
 };
 
-#define FAULT_DELAY_NS (2 * NS_PER_SEC)
+#define FAULT_DELAY_NS (1 * NS_PER_SEC)
+#define FAULT_HANG_NS (7 * NS_PER_SEC) /* the five seconds of a quiesce, and what comes before */
 
 #ifdef GODWIT_FAULTS
 

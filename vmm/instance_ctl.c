@@ -263,6 +263,8 @@ static const char *state_name(struct instance *in)
 {
 	if (in->receiver)
 		return "receiving";
+	if (!in->vm && in->quitting) /* also one that nothing has come to */
+		return "ended";
 	if (!in->vm) /* in a reset */
 		return in->start_paused ? "paused" : "running";
 	if (in->migration)

@@ -178,6 +178,8 @@ json_t *report_final(const struct migrate_stats *s)
 				      report_ms(s->state_ns), "proof_ms", report_ms(s->proof_ns),
 				      "commit_ms", report_ms(s->commit_ns)));
 	report_trace_final(j, s);
+	if (s->leave_error.text[0])
+		json_object_set_new(j, "leave_error", report_text(s->leave_error.text));
 	if (s->status != MIGRATE_COMPLETED)
 		json_object_set_new(j, "error", report_text(s->error.text));
 	return j;

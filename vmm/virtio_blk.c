@@ -591,8 +591,10 @@ static int blk_quiesce(struct device *d, uint64_t deadline_ns)
 	struct virtio_blk *b = dev_to_blk(d);
 	int ret = virtio_quiesce(d, deadline_ns);
 
-	if (ret)
+	if (ret) {
+		log_error("disk %s: a request of the guest's has not ended in time", b->image.path);
 		return ret;
+	}
 	pthread_mutex_lock(&b->v.lock);
 	ret = disk_sync_wait(&b->sync, deadline_ns);
 	if (ret) {

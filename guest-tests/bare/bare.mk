@@ -33,7 +33,7 @@ bare-payloads: $(bare_elfs)
 $(bare_out)/dirty.elf: $(bare_out)/dirty_ws.o
 $(bare_out)/fpu.elf: $(bare_out)/fpu_hold.o
 $(bare_out)/hostile.elf: $(bare_out)/virtio_dev.o
-$(bare_out)/virtio.elf: $(bare_out)/virtio_dev.o $(bare_out)/virtio_disk.o
+$(bare_out)/virtio.elf: $(bare_out)/virtio_dev.o $(bare_out)/virtio_disk.o $(bare_out)/dirty_ws.o
 $(bare_out)/blkbench.elf $(bare_out)/netbench.elf: $(bare_out)/virtio_dev.o
 $(bare_elfs): %.elf: %.o $(bare_rt_objs) $(bare_src)/rt/link.ld
 	$(call say,LD,$@)

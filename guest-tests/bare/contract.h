@@ -230,6 +230,10 @@
  *     rate=SIZE       bytes written a second on each disk; 0: flat out (0)
  *     flush_every=N   writes between two flushes of a disk; 0: none but at the end (64)
  *     from=N          N writes of the sequence have been done by a guest before (0)
+ *     retry=on|off    send what ended with an I/O error once more, until it does not (off)
+ *     mem=SIZE        memory that is rewritten meanwhile, as dirty does, each page wholly checked
+ *                     before (0: none)
+ *     mem_rate=SIZE   bytes of it rewritten in a second (4M)
  *     indirect=on|off, event_idx=on|off    of the ring's features, take it if offered (on)
  *     report=SECONDS  (1)
  *     secs=N
@@ -242,18 +246,21 @@
  *     virtio t_ms=.. writes=.. reads=.. flushes=.. refused=.. rng=.. gap_us=.. slow_us=.. errors=..
  *     virtio durable disk=.. n=..
  *     virtio verify disk=.. n=.. sectors=.. errors=..
+ *     virtio memory pages=.. writes=.. errors=..   (with mem=, after the disks')
  *     virtio done writes=.. reads=.. flushes=.. refused=.. rng=.. gap_us=.. errors=..
  *     virtio error status disk=.. op=<read|write|flush|id> chunk=.. status=..
  *     virtio error content disk=.. sector=.. want_gen=.. gen=.. sound=<0|1> seed=.. number=..
  *     virtio error kept disk=..                    (as content) memory has changed since
  *     virtio error length disk=.. chunk=.. len=..
  *     virtio error rng len=..
+ *     virtio error memory page=.. want_gen=.. offset=.. want=0x.. got=0x..
  *
  * `durable`: the disk has said that all writes of the sequence before number n are durable, by
  * completing a flush, or the writes themselves where it has no flushes. n of `verify` is how many
- * writes there have been, all of them durable by then unless there are errors. To a read-only disk
- * nothing is written but what it has to refuse; refused counts that. rng is bytes got. gap_us is as
- * with dirty; slow_us is the longest time a request took, pauses included.
+ * writes there have been, all of them durable by then unless there are errors. retry=on is for
+ * disks whose errors lose nothing: what has failed is said, and done all the same. To a read-only
+ * disk nothing is written but what it has to refuse; refused counts that. rng is bytes got. gap_us
+ * is as with dirty; slow_us is the longest time a request took, pauses included.
  */
 #define BARE_VIRTIO_DISK_FMT                                                                       \
 	"virtio disk=%lu slot=%lu capacity=%lu block=%lu chunks=%lu seed=%lu ro=%lu flush=%lu "    \
@@ -264,6 +271,7 @@
 	"slow_us=%lu errors=%lu"
 #define BARE_VIRTIO_DURABLE_FMT "virtio durable disk=%lu n=%lu"
 #define BARE_VIRTIO_VERIFY_FMT "virtio verify disk=%lu n=%lu sectors=%lu errors=%lu"
+#define BARE_VIRTIO_MEMORY_FMT "virtio memory pages=%lu writes=%lu errors=%lu"
 #define BARE_VIRTIO_DONE_FMT                                                                       \
 	"virtio done writes=%lu reads=%lu flushes=%lu refused=%lu rng=%lu gap_us=%lu errors=%lu"
 #define BARE_VIRTIO_ERROR "virtio error "

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * virtio: drives the machine's virtio-mmio disks, all of them at a time, and its random number
- * generator. The options and the output are in contract.h.
+ * generator; and rewrites memory meanwhile, if asked to. The options and the output are in
+ * contract.h.
  *
  * One CPU polls: the clock, the rings, the console. A gap is the time between two readings of the
  * clock, which is read after every access to a console port and every turn of the loop; what the
@@ -9,11 +10,14 @@
  */
 
 #include "contract.h"
+#include "dirty.h"
 #include "virtio_disk.h"
 
 #define MAX_DISKS 8u
 #define POLL_US 5000
 #define RNG_BYTES 64u
+#define MEM_RATE (4ul << 20)
+#define MEM_BACKLOG_US 10000
 #define PORT_RESET 0xcf9
 #define RESET_NOW 0x06
 
@@ -29,6 +33,12 @@ static struct {
 		uint8_t *buf; /* what was got last, then room for the next */
 		uint64_t got, errors;
 	} rng;
+	struct {
+		struct working_set set;
+		struct fault_log faults;
+		uint64_t next, writes;	/* page; pages in all */
+		uint64_t interval, due; /* cycles: between two pages */
+	} mem;
 } virtio;
 
 /* --- The clock --- */
@@ -96,6 +106,81 @@ static void rng_step(void)
 	memcpy(last, now, RNG_BYTES);
 }
 
+/* --- Memory: pages in turn, each looked at before it is rewritten --- */
+
+static void mem_start(void)
+{
+	struct working_set *set = &virtio.mem.set;
+	uint64_t rate = rt_option("mem_rate", MEM_RATE), cycles = rt.tsc_khz * 1000;
+
+	set->pages = set->hot = rt_option("mem", 0) / RT_PAGE_SIZE;
+	if (!set->pages)
+		return;
+	if (!rate)
+		rt_panic("mem_rate= is 0");
+	set->seed = rt_option("seed", 1);
+	set->kind = KIND_NEW;
+	set->content = CONTENT_RANDOM;
+	set->check_all = true;
+	ws_alloc(set);
+	for (uint64_t page = 0; page < set->pages; page++)
+		ws_fill(set, page);
+	virtio.mem.interval = cycles / rate * RT_PAGE_SIZE + cycles % rate * RT_PAGE_SIZE / rate;
+	virtio.mem.due = rt_tsc();
+}
+
+static void mem_print_faults(void)
+{
+	struct fault_log *log = &virtio.mem.faults;
+
+	for (; log->tail != log->head; log->tail++) {
+		const struct fault *f = &log->ring[log->tail % FAULTS];
+
+		if (disk_errors_printed++ < BARE_MAX_ERRORS)
+			rt_printf(BARE_VIRTIO_ERROR
+				  "memory page=%lu want_gen=%lu offset=%lu want=0x%lx got=0x%lx\n",
+				  f->page, f->gen, f->offset, f->want, f->got);
+	}
+}
+
+static void mem_step(uint64_t now)
+{
+	uint64_t backlog = rt_us_to_cycles(MEM_BACKLOG_US);
+
+	if (!virtio.mem.set.pages || (int64_t)(now - virtio.mem.due) < 0)
+		return;
+	virtio.mem.due += virtio.mem.interval;
+	if ((int64_t)(now - virtio.mem.due) > (int64_t)backlog)
+		virtio.mem.due = now - backlog;
+	ws_rewrite(&virtio.mem.set, virtio.mem.next, &virtio.mem.faults);
+	virtio.mem.next = (virtio.mem.next + 1) % virtio.mem.set.pages;
+	virtio.mem.writes++;
+	mem_print_faults();
+}
+
+/* All of it, and that its generations add up to what was written. */
+static void mem_verify(void)
+{
+	const struct working_set *set = &virtio.mem.set;
+	uint64_t sum = 0, before = virtio.mem.faults.count;
+
+	if (!set->pages)
+		return;
+	for (uint64_t page = 0; page < set->pages; page++) {
+		sum += ws_verify(set, page, &virtio.mem.faults);
+		mem_print_faults();
+		read_clock();
+	}
+	if (sum != virtio.mem.writes) {
+		const struct fault fault = {.gen = virtio.mem.writes, .got = sum};
+
+		fault_add(&virtio.mem.faults, &fault);
+		mem_print_faults();
+	}
+	rt_printf(BARE_VIRTIO_MEMORY_FMT "\n", set->pages, virtio.mem.writes,
+		  virtio.mem.faults.count - before);
+}
+
 /* --- The console --- */
 
 struct sums {
@@ -104,7 +189,7 @@ struct sums {
 
 static struct sums sum_up(void)
 {
-	struct sums s = {.errors = virtio.rng.errors};
+	struct sums s = {.errors = virtio.rng.errors + virtio.mem.faults.count};
 
 	for (uint32_t i = 0; i < virtio.nr_disks; i++) {
 		const struct disk *d = &virtio.disks[i];
@@ -145,6 +230,7 @@ static void verify_all(void)
 {
 	for (uint32_t i = 0; i < virtio.nr_disks; i++)
 		disk_verify(&virtio.disks[i]);
+	mem_verify();
 }
 
 static void quit(void)
@@ -205,6 +291,7 @@ static void start(void)
 	}
 	if (!virtio.nr_disks && !virtio.rng.there)
 		rt_skip("no virtio-mmio disk or random number generator");
+	mem_start();
 	rt_printf(BARE_VIRTIO_READY_FMT "\n", (uint64_t)virtio.nr_disks, (uint64_t)virtio.rng.there,
 		  (uint64_t)rt.ring, rt.tsc_khz);
 	virtio.start = virtio.last = rt_tsc();
@@ -236,6 +323,7 @@ static void run(void)
 		rng_step();
 		for (uint32_t i = 0; i < virtio.nr_disks; i++)
 			disk_step(&virtio.disks[i], now);
+		mem_step(now);
 		rt_relax();
 	}
 }

@@ -181,6 +181,13 @@ static void check_read(struct disk *d, struct disk_request *r, uint32_t len)
 	keep(d, r);
 }
 
+/* The same once more: for the sequence, and for what is durable, it is still under way. */
+static void again(struct disk *d, struct disk_request *r)
+{
+	bad_status(d, r);
+	submit(d, r);
+}
+
 static void write_ended(struct disk *d, const struct disk_request *r)
 {
 	if (d->readonly) {
@@ -202,6 +209,10 @@ static void ended(struct disk *d, struct disk_request *r, uint32_t len)
 
 	if (took > d->slowest)
 		d->slowest = took;
+	if (*r->status == S_IOERR && d->retry && !d->readonly) {
+		again(d, r);
+		return;
+	}
 	switch (r->op) {
 	case DISK_WRITE:
 		d->busy[r->chunk] = 0;
@@ -220,7 +231,7 @@ static void ended(struct disk *d, struct disk_request *r, uint32_t len)
 		d->flushes_done++;
 		if (*r->status != S_OK)
 			bad_status(d, r);
-		else if (!d->errors) /* a write that failed is not durable */
+		else if (d->retry || !d->errors) /* a write that failed is not durable */
 			told_durable(d, r->n);
 		break;
 	case DISK_ID:
@@ -242,7 +253,7 @@ static void take_answers(struct disk *d)
 	while (vring_take(&d->ring, &request, &len))
 		ended(d, &d->requests[request], len);
 	/* A disk without flushes is one on which what is done is durable. */
-	if (!d->flushes && !d->readonly && d->flush_every && !d->errors &&
+	if (!d->flushes && !d->readonly && d->flush_every && (d->retry || !d->errors) &&
 	    d->next - d->durable >= d->flush_every)
 		told_durable(d, completed(d));
 }
@@ -357,7 +368,7 @@ void disk_verify(struct disk *d)
 		if (d->flushes) {
 			send_flush(d, free_request(d));
 			drain(d);
-		} else if (!d->errors) {
+		} else if (d->retry || !d->errors) {
 			told_durable(d, d->next);
 		}
 	}
@@ -424,6 +435,7 @@ void disk_start(struct disk *d, uint32_t index, uint32_t slot)
 	vdev_start(&d->dev, slot, wanted);
 	d->readonly = d->dev.features & BLK_RO;
 	d->flushes = d->dev.features & BLK_FLUSH;
+	d->retry = rt_option_word("retry", on_off, 0);
 	capacity = vdev_config(&d->dev, 0, 8);
 	d->block = rt_option("block", 8);
 	sectors = rt_option("sectors", capacity);

@@ -39,6 +39,7 @@ struct disk {
 	struct vring ring;
 	uint32_t index;
 	bool readonly, flushes;
+	bool retry; /* what ended with an I/O error */
 	uint64_t seed;
 	uint64_t block, chunks; /* sectors of a chunk */
 	char serial[21];

@@ -13,7 +13,7 @@
 /* More than the guest's period of one second. */
 #define SILENT_MS 1300
 
-#define PAYLOAD_LINE "^dirty "
+#define PAYLOAD_LINE "^(dirty|virtio) "
 
 static void start_guest(struct scene *s, const char *cmdline)
 {

@@ -425,6 +425,29 @@ START_TEST(comes_home)
 }
 END_TEST
 
+/* Where it cannot be left the guest has moved all the same, and whoever asked for it is told. */
+START_TEST(cannot_leave)
+{
+	const char *image = harness_path("%s/nowhere/ram", harness_tmp());
+	struct proc *migrate;
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	dirty_start(&g, "r", "64M", "ws=8M rate=4M report=0");
+	dest_start(&d, "away", "unix:", NULL);
+	migrate = move_start(&g, d.uri, harness_path("--leave=%s", image), NULL);
+	move_report(migrate, 0, &m, MOVE_MS);
+	need(strstr(json_text(m.json, "leave_error"), image), "%s",
+	     json_dumps(m.json, JSON_COMPACT));
+	need(strstr(migrate->err.buf, "has moved, but") && strstr(migrate->err.buf, image), "'%s'",
+	     migrate->err.buf);
+	guest_moved(&g, &d);
+	dirty_intact(&g);
+	dirty_finish(&g);
+}
+END_TEST
+
 /* An image of something else is a bad guess, and no more. */
 START_TEST(other_image)
 {
@@ -473,6 +496,7 @@ int main(void)
 	tcase_add_test(harness_case(s, "busy", 120), busy);
 	tc = harness_case(s, "home", 300);
 	tcase_add_test(tc, comes_home);
+	tcase_add_test(tc, cannot_leave);
 	tcase_add_loop_test(tc, other_image, 0, 2);
 	return harness_main(s);
 }

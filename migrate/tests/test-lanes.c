@@ -2,8 +2,10 @@
 /* The destination's other connections, with a source made here that is ahead, late, or wrong. */
 #include "../lanes.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "../../vmm/tests/check-main.h"
@@ -32,17 +34,16 @@ static struct hashes hashes;
 static struct store like;
 static struct lanes lanes;
 static struct conn source[N];
-static struct conn main_conn; /* nothing goes over it */
-static struct errmsg err;
+static struct conn main_conn, main_peer; /* where nothing is said, unless a test does */
+static struct errmsg err, open_err;
+static pthread_t opener;
 static int opened;
 static uint64_t cpu;
 
 static void *open_all(void *arg)
 {
-	struct errmsg why = {0};
-
 	(void)arg;
-	opened = lanes_open(&lanes, N, &door, -1, SESSION, 0, &main_conn, &like, &why);
+	opened = lanes_open(&lanes, N, &door, -1, SESSION, 0, &main_conn, &like, &open_err);
 	return NULL;
 }
 
@@ -63,26 +64,35 @@ static void join(struct conn *c, uint64_t session, enum wire_type type, bool tak
 		conn_close(c);
 }
 
-static void begin(void)
+/* Waits for connections. */
+static void begin_to_open(void)
 {
-	pthread_t t;
+	int pair[2];
 
 	snprintf(uri, sizeof(uri), "unix:/tmp/godwit-lanes-%d", (int)getpid());
 	listen_fd = uri_listen(uri, out, sizeof(out), &err);
 	ck_assert_msg(listen_fd >= 0, "%s", err.text);
 	ck_assert_int_eq(door_open(&door, listen_fd, NULL, &err), 0);
-	main_conn = (struct conn){.fd = listen_fd, .limit_ns = CONN_LIMIT_DEFAULT};
+	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	ck_assert_int_eq(conn_init(&main_conn, pair[0], -1, "source", &err), 0);
+	ck_assert_int_eq(conn_init(&main_peer, pair[1], -1, "destination", &err), 0);
+	conn_set_limit(&main_conn, CONN_LIMIT_DEFAULT);
 	ck_assert_int_eq(ram_init(&ram, RAM_MIN, true, &err), 0);
 	ck_assert_int_eq(hashes_init(&hashes, ram.npages, SEED), 0);
 	like = (struct store){.ram = &ram, .hashes = &hashes};
-	ck_assert_int_eq(pthread_create(&t, NULL, open_all, NULL), 0);
+	ck_assert_int_eq(pthread_create(&opener, NULL, open_all, NULL), 0);
+}
+
+static void begin(void)
+{
+	begin_to_open();
 	/* Others that come meanwhile change nothing. */
 	join(&source[0], SESSION + 1, WIRE_JOIN, false);
 	join(&source[0], SESSION, WIRE_COMMIT, false);
 	for (unsigned i = 0; i < N; i++)
 		join(&source[i], SESSION, WIRE_JOIN, true);
-	pthread_join(t, NULL);
-	ck_assert_int_eq(opened, 0);
+	pthread_join(opener, NULL);
+	ck_assert_msg(opened == 0, "%s", open_err.text);
 	ck_assert_uint_eq(lanes.n, N);
 }
 
@@ -91,6 +101,8 @@ static void end(void)
 	lanes_close(&lanes, &cpu);
 	for (unsigned i = 0; i < N; i++)
 		conn_close(&source[i]);
+	conn_close(&main_conn);
+	conn_close(&main_peer);
 	hashes_free(&hashes);
 	ram_destroy(&ram);
 	door_close(&door);
@@ -169,6 +181,47 @@ START_TEST(rounds_keep_order)
 }
 END_TEST
 
+/* A source that gives up, or dies, before all of them are there is not waited for. */
+START_TEST(no_more_will_come)
+{
+	begin_to_open();
+	for (unsigned i = 0; i < N - 1; i++)
+		join(&source[i], SESSION, WIRE_JOIN, true);
+	if (_i)
+		conn_break(&main_peer);
+	else
+		conn_fail(&main_peer, WIRE_FAIL, "no memory");
+	pthread_join(opener, NULL);
+	ck_assert_int_eq(opened, _i ? -ECONNRESET : -ECONNABORTED);
+	ck_assert_msg(strstr(open_err.text, _i ? "closed the connection" : "says: no memory"),
+		      "'%s'", open_err.text);
+	source[N - 1].fd = -1;
+	end();
+}
+END_TEST
+
+/* What it says for later, as it may once it has begun the last of them, is for later. */
+START_TEST(said_early)
+{
+	uint64_t now = 4711, then = 0;
+	uint32_t len;
+
+	begin_to_open();
+	ck_assert_int_eq(conn_send(&main_peer, WIRE_PING, &now, sizeof(now), NULL, &err), 0);
+	for (unsigned i = 0; i < N - 1; i++)
+		join(&source[i], SESSION, WIRE_JOIN, true);
+	/* Until it has been looked at, mostly. */
+	usleep(300000);
+	join(&source[N - 1], SESSION, WIRE_JOIN, true);
+	pthread_join(opener, NULL);
+	ck_assert_msg(opened == 0, "%s", open_err.text);
+	ck_assert_msg(conn_expect(&main_conn, WIRE_PING, &then, sizeof(then), &len, &err) == 0,
+		      "%s", err.text);
+	ck_assert_uint_eq(then, now);
+	end();
+}
+END_TEST
+
 /* What one of them finds ends the move, with the reason. */
 START_TEST(failures)
 {
@@ -214,6 +267,8 @@ int main(void)
 	tcase_set_timeout(tc, 120);
 	tcase_add_test(tc, rounds_keep_order);
 	tcase_add_loop_test(tc, failures, 0, 4);
+	tcase_add_loop_test(tc, no_more_will_come, 0, 2);
+	tcase_add_test(tc, said_early);
 	suite_add_tcase(s, tc);
 	return check_run(s);
 }

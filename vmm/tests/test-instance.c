@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "../cmd.h"
@@ -233,6 +234,40 @@ START_TEST(reset_without_its_kernel)
 }
 END_TEST
 
+/* ---- the end ---- */
+
+static char answer[1024];
+
+/* As `godwit status` asks; the loop that a device runs as it goes serves it. */
+static void ask_for_status(void)
+{
+	static const char request[] = "{\"cmd\":\"status\"}\n";
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	ssize_t n = -1;
+
+	ck_assert_int_eq(
+		connect(fd, (const struct sockaddr *)&in.claim.addr, sizeof(in.claim.addr)), 0);
+	ck_assert_int_eq(send(fd, request, strlen(request), 0), (ssize_t)strlen(request));
+	for (unsigned i = 0; i < 1000 && n < 0; i++) {
+		ck_assert_int_eq(loop_step(&in.loop, 10 * NS_PER_MS), 0);
+		n = recv(fd, answer, sizeof(answer) - 1, MSG_DONTWAIT);
+	}
+	ck_assert_int_gt(n, 0);
+	close(fd);
+}
+
+START_TEST(a_guest_that_has_ended_does_not_run)
+{
+	begin();
+	spy->at_end = ask_for_status;
+	instance_stop(&in, 0);
+	ck_assert_int_eq(instance_run(&in), 0);
+	instance_destroy(&in);
+	ck_assert_msg(strstr(answer, "\"state\":\"ended\""), "%s", answer);
+	end();
+}
+END_TEST
+
 /* ---- words ---- */
 
 static const struct {
@@ -290,6 +325,7 @@ int main(void)
 		stop_during_a_reset_is_kept,
 		reset_boots_a_new_machine,
 		reset_without_its_kernel,
+		a_guest_that_has_ended_does_not_run,
 	};
 
 	if (access("/dev/kvm", R_OK | W_OK)) {
