@@ -141,10 +141,6 @@ int instance_migrate(struct instance *in, const struct migrate_options *opt, str
 /* Is the outcome of a handover unknown, and the guest therefore not ours to run? */
 bool instance_uncertain(struct instance *in);
 
-/* Keeps client until what it waits for happens. */
-void instance_wait(struct instance *in, struct ctl_client *client, enum waiter_kind kind,
-		   uint64_t deadline_ns);
-
 /* Has the power button been pressed for somebody who waits for the end? */
 bool instance_stop_pending(const struct instance *in);
 

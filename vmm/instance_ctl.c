@@ -34,20 +34,30 @@ static void arm_tick(struct instance *in)
 	loop_timer(&in->loop, &in->tick_op, TICK_NS);
 }
 
-void instance_wait(struct instance *in, struct ctl_client *client, enum waiter_kind kind,
-		   uint64_t deadline_ns)
+/*
+ * For a client who is to be told how it ends: before anything begins, which nobody could be told of
+ * otherwise. NULL once the client has been told that there is none.
+ */
+static struct waiter *new_waiter(struct ctl_client *client)
 {
 	struct waiter *w = calloc(1, sizeof(*w));
 
-	if (!w) {
-		ctl_error(client, NULL, "out of memory: not waiting for the outcome");
-		return;
-	}
-	w->client = client;
-	w->kind = kind;
-	w->deadline_ns = deadline_ns;
-	w->next = in->waiters;
-	in->waiters = w;
+	if (w)
+		w->client = client;
+	else
+		ctl_error(client, NULL, "no memory to wait for the outcome: nothing was done");
+	return w;
+}
+
+/* Keeps the client until what it waits for happens; takes *w over. */
+static void wait_for(struct instance *in, struct waiter **w, enum waiter_kind kind,
+		     uint64_t deadline_ns)
+{
+	(*w)->kind = kind;
+	(*w)->deadline_ns = deadline_ns;
+	(*w)->next = in->waiters;
+	in->waiters = *w;
+	*w = NULL;
 	arm_tick(in);
 }
 
@@ -383,10 +393,14 @@ static void do_resolve(void *arg, struct ctl_client *client, json_t *request)
 		return;
 	}
 	if (!run) {
+		AUTO_FREE struct waiter *w = new_waiter(client);
+
+		if (!w)
+			return;
 		log_warn("%s is discarded here: the user says that it runs at %s", in->cfg.name,
 			 in->migration_uri);
 		instance_stop(in, EXIT_DONE);
-		instance_wait(in, client, WAIT_STOP, 0);
+		wait_for(in, &w, WAIT_STOP, 0);
 		return;
 	}
 	/* Given up for the handover: the destination has it if the guest runs there. */
@@ -406,6 +420,7 @@ static void do_resolve(void *arg, struct ctl_client *client, json_t *request)
 static void do_stop(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
+	AUTO_FREE struct waiter *w = NULL;
 	uint64_t timeout = STOP_TIMEOUT_NS;
 	double timeout_ms = 0;
 	const char *cmd;
@@ -418,11 +433,14 @@ static void do_stop(void *arg, struct ctl_client *client, json_t *request)
 		ctl_error(client, NULL, "timeout_ms is not a time");
 		return;
 	}
+	w = new_waiter(client);
+	if (!w)
+		return;
 	/* One that has not arrived has no power button; the source keeps it. */
 	if (force || in->receiver) {
 		if (instance_stop(in, in->receiver ? EXIT_FAILED : EXIT_DONE) == -EALREADY)
 			log_warn("stop: a handover is being committed, waiting for its outcome");
-		instance_wait(in, client, WAIT_STOP, 0);
+		wait_for(in, &w, WAIT_STOP, 0);
 		return;
 	}
 	if (!have_guest(in, client) || refuse_uncertain(in, client))
@@ -441,12 +459,13 @@ static void do_stop(void *arg, struct ctl_client *client, json_t *request)
 	} else {
 		machine_power_button(in->vm);
 	}
-	instance_wait(in, client, WAIT_STOP, now_ns() + timeout);
+	wait_for(in, &w, WAIT_STOP, now_ns() + timeout);
 }
 
 static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
+	AUTO_FREE struct waiter *w = NULL;
 	struct migrate_options opt = {.downtime_ns = MIGRATE_DOWNTIME_DEFAULT,
 				      .reconnect_ns = MIGRATE_KEEP_DEFAULT};
 	double downtime_ms = 0, timeout_ms = 0, peer_timeout_ms = 0, reconnect_ms = -1;
@@ -522,15 +541,19 @@ static void do_migrate(void *arg, struct ctl_client *client, json_t *request)
 
 	if (!have_guest(in, client) || refuse_migrating(in, client) || refuse_uncertain(in, client))
 		return;
+	w = new_waiter(client);
+	if (!w)
+		return;
 	if (instance_migrate(in, &opt, &err))
 		ctl_error(client, NULL, "%s", err.text);
 	else
-		instance_wait(in, client, WAIT_MIGRATE, 0);
+		wait_for(in, &w, WAIT_MIGRATE, 0);
 }
 
 static void do_cancel(void *arg, struct ctl_client *client, json_t *request)
 {
 	struct instance *in = arg;
+	AUTO_FREE struct waiter *w = NULL;
 	const char *cmd;
 	int ret;
 
@@ -540,6 +563,9 @@ static void do_cancel(void *arg, struct ctl_client *client, json_t *request)
 		ctl_error(client, NULL, "no migration is running");
 		return;
 	}
+	w = new_waiter(client);
+	if (!w)
+		return;
 	/* Only what was in time may go on to end the process: a guest that has arrived is the last
 	 * one. */
 	ret = in->receiver ? receive_cancel(in->receiver) : migrate_cancel(in->migration);
@@ -548,7 +574,7 @@ static void do_cancel(void *arg, struct ctl_client *client, json_t *request)
 	if (ret)
 		ctl_error(client, NULL, "too late: the handover is being committed");
 	else
-		instance_wait(in, client, in->receiver ? WAIT_STOP : WAIT_CANCEL, 0);
+		wait_for(in, &w, in->receiver ? WAIT_STOP : WAIT_CANCEL, 0);
 }
 
 static void do_tune(void *arg, struct ctl_client *client, json_t *request)
