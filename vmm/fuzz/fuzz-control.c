@@ -580,12 +580,12 @@ static bool go_on(struct instance *in)
 
 struct client {
 	const struct requests *r;
-	int fd; /* -1: it has left */
 	size_t sent;
-	bool shut, ended;
 	char *out;
 	size_t len, looked_at;
+	int fd; /* -1: it has left */
 	unsigned answers;
+	bool shut, ended;
 };
 
 /* One line of the server's. True when it is an answer, false when an event. */

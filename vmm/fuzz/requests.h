@@ -26,7 +26,7 @@ struct requests {
 };
 
 /* Fills the first ones and returns how many. *crowd: are there many more, who say nothing? */
-unsigned requests_make(struct requests r[REQUESTS_CLIENTS], struct fuzz_in *in, bool *crowd);
+unsigned requests_make(struct requests all[REQUESTS_CLIENTS], struct fuzz_in *in, bool *crowd);
 
 /* Lines that want an answer, with one that is too long or has no end among them. */
 unsigned requests_count(const struct requests *r);
