@@ -23,6 +23,7 @@ void estimate_learn(struct estimate *e, const struct round_cost *c, bool first)
 	/* A few bytes only tell that it is no slower than that. */
 	if (c->bytes >= WIRE_SAMPLE_MIN || e->stale || e->byte_ns <= 0 || byte_ns < e->byte_ns)
 		e->byte_ns = byte_ns;
+	e->firm |= c->bytes >= WIRE_SAMPLE_MIN;
 	e->stale = false;
 	if (c->scanned >= WORK_SAMPLE_MIN)
 		e->page_ns = (double)c->work_ns / c->workers / (double)c->scanned;

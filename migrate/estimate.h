@@ -24,6 +24,7 @@ struct estimate {
 	uint64_t seen;	   /* pages of that round; 0: there was none */
 	double cap_ns;	   /* of a byte, that it takes at least; 0: no limit is set */
 	bool stale;	   /* byte_ns is of a limit that has been raised since */
+	bool firm;	   /* of so many bytes that it is the network's speed and no hiccup's */
 };
 
 /* What a round has cost. */

@@ -185,7 +185,7 @@ static void learn(struct migration *m)
 }
 
 /* State there and back, and the proof: what the network makes of it. */
-static uint64_t floor_ns(const struct migration *m)
+static uint64_t floor_of(const struct migration *m, double byte_ns)
 {
 	/* READY, and RUNNING; all of RAM is hashed only once the last round has been acknowledged.
 	 */
@@ -193,7 +193,25 @@ static uint64_t floor_ns(const struct migration *m)
 	double bytes = STATE_BYTES_GUESS + m->vm->n_vcpus * VCPU_BYTES_GUESS +
 		       (double)hashes_proof_len(&m->hashes);
 
-	return trips * m->rtt + (uint64_t)(bytes * estimate_byte_ns(&m->estimate));
+	return trips * m->rtt + (uint64_t)(bytes * byte_ns);
+}
+
+static uint64_t floor_ns(const struct migration *m)
+{
+	return floor_of(m, estimate_byte_ns(&m->estimate));
+}
+
+/*
+ * The same as what the user is held to: nobody is sent away for a single round of a few bytes, which
+ * either host may have held up. Of several the quickest counts (estimate.h).
+ */
+#define ROUNDS_BELIEVED 3U
+
+static uint64_t sure_floor_ns(const struct migration *m)
+{
+	if (m->estimate.firm || m->stats.round >= ROUNDS_BELIEVED)
+		return floor_ns(m);
+	return floor_of(m, m->estimate.cap_ns);
 }
 
 /* The clocks of two hosts do not begin at the same moment. */
@@ -226,7 +244,7 @@ static void gather(const struct migration *m, uint64_t pages, uint64_t round_ns,
 		.pages_ns = estimate_pages_ns(e, pages),
 		.next_ns = estimate_next_ns(e, pages, round_ns, m->rtt),
 		.fixed_ns = fixed_ns(m),
-		.floor_ns = floor_ns(m),
+		.floor_ns = sure_floor_ns(m),
 		.rtt_ns = m->rtt,
 		.sent_per_s = m->stats.bytes_per_s,
 		.dirty_pages_per_s = (uint64_t)((double)pages * 1e9 / (double)MAX(round_ns, 1U)),

@@ -465,6 +465,28 @@ START_TEST(one)
 }
 END_TEST
 
+/* A host that stands still for a second in a round of few bytes is not taken for a slow network. */
+START_TEST(hiccup)
+{
+	struct guest g;
+	struct dest d;
+	struct move m;
+
+	unsetenv("GODWIT_FAULT");
+	dirty_start(&g, "vm", "64M", "ws=64K kind=idle report=0");
+	setenv("GODWIT_FAULT_LOG", harness_path("%s/fault", harness_tmp()), 1);
+	setenv("GODWIT_FAULT", "delay@recv-PAGES", 1);
+	dest_start(&d, "there", "unix:", NULL);
+	unsetenv("GODWIT_FAULT");
+	move_report(move_start(&g, d.uri, NULL), 0, &m, MOVE_MS);
+	need(m.total_ms > 1000 && m.rounds > 2, "it was not held up: %s",
+	     json_dumps(m.json, JSON_COMPACT));
+	guest_moved(&g, &d);
+	dirty_intact(&g);
+	dirty_finish(&g);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("fault-matrix");
@@ -485,6 +507,8 @@ int main(void)
 		moves = UINT_MAX;
 	tcase_add_loop_test(harness_case(s, "one", 240), one, only == UINT_MAX ? 0 : (int)only - 1,
 			    only == UINT_MAX ? (int)moves : (int)only);
+	if (only == UINT_MAX)
+		tcase_add_test(harness_case(s, "hiccup", 120), hiccup);
 	fprintf(stderr, "%u moves over %u cells\n", moves, cells);
 	status = harness_main(s);
 	fprintf(stderr,
