@@ -202,8 +202,8 @@ static uint64_t floor_ns(const struct migration *m)
 }
 
 /*
- * The same as what the user is held to: nobody is sent away for a single round of a few bytes, which
- * either host may have held up. Of several the quickest counts (estimate.h).
+ * The same as what the user is held to: nobody is sent away for a single round of a few bytes,
+ * which either host may have held up. Of several the quickest counts (estimate.h).
  */
 #define ROUNDS_BELIEVED 3U
 

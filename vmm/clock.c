@@ -12,6 +12,15 @@
 /* KVM itself takes this much for a rounding difference and does not scale for it. */
 #define TSC_TOLERANCE_PPM 250U
 
+/*
+ * Two readings belong to one instant only if nobody else had the CPU between them: of so many tries
+ * the quickest counts.
+ */
+#define TRIES 5U
+
+/* An ioctl that has taken longer was not alone. */
+#define SET_NS (50 * NS_PER_US)
+
 static int tsc_offset(const struct vcpu *v, unsigned long request, uint64_t *offset)
 {
 	struct kvm_device_attr attr = {
@@ -23,15 +32,12 @@ static int tsc_offset(const struct vcpu *v, unsigned long request, uint64_t *off
 	return kvm_ioctl_ptr(v->fd, request, &attr);
 }
 
-/*
- * The TSC of vCPU 0 and the time of reading, the best of a few tries: being scheduled away
- * between the two would be an error of the guest's clock.
- */
+/* The TSC of vCPU 0, and when it was so. */
 static int tsc_at(struct vm *vm, uint64_t *tsc, uint64_t *at_ns)
 {
 	uint64_t best = UINT64_MAX;
 
-	for (unsigned i = 0; i < 5; i++) {
+	for (unsigned i = 0; i < TRIES; i++) {
 		uint64_t before = now_ns(), t = 0, took;
 		int ret = msr_get(vm->vcpu[0].fd, MSR_TSC, &t);
 
@@ -47,6 +53,45 @@ static int tsc_at(struct vm *vm, uint64_t *tsc, uint64_t *at_ns)
 	return 0;
 }
 
+/* The guest's kvmclock, and when it was so. */
+static int kvmclock_at(struct vm *vm, uint64_t *clock, uint64_t *at_ns)
+{
+	uint64_t best = UINT64_MAX;
+
+	for (unsigned i = 0; i < TRIES; i++) {
+		struct kvm_clock_data data = {0};
+		uint64_t before = now_ns(), took;
+		int ret = kvm_ioctl_ptr(vm->vm_fd, KVM_GET_CLOCK, &data);
+
+		if (ret)
+			return ret;
+		took = now_ns() - before;
+		if (took < best) {
+			best = took;
+			*clock = data.clock;
+			*at_ns = before + took / 2;
+		}
+	}
+	return 0;
+}
+
+/* The host's time of day, and when it was so. */
+static uint64_t realtime_at(uint64_t *at_ns)
+{
+	uint64_t best = UINT64_MAX, real = 0;
+
+	for (unsigned i = 0; i < TRIES; i++) {
+		uint64_t before = now_ns(), r = realtime_ns(), took = now_ns() - before;
+
+		if (took < best) {
+			best = took;
+			real = r;
+			*at_ns = before + took / 2;
+		}
+	}
+	return real;
+}
+
 static uint64_t cycles(uint64_t ns, uint64_t khz)
 {
 	return (uint64_t)((unsigned __int128)ns * khz / 1000000U);
@@ -54,9 +99,7 @@ static uint64_t cycles(uint64_t ns, uint64_t khz)
 
 int clock_read(struct vm *vm, struct vm_clock *c, struct errmsg *err)
 {
-	struct kvm_clock_data data = {0};
-	uint64_t base, offset0, offset;
-	uint64_t clock_at, before;
+	uint64_t base, clock = 0, clock_at = 0, offset0, offset;
 	int ret;
 
 	memset(c, 0, sizeof(*c));
@@ -71,15 +114,13 @@ int clock_read(struct vm *vm, struct vm_clock *c, struct errmsg *err)
 		errmsg_set(err, ret, "reading the TSC: %s", strerror(-ret));
 		goto fail;
 	}
-	before = now_ns();
-	ret = kvm_ioctl_ptr(vm->vm_fd, KVM_GET_CLOCK, &data);
+	ret = kvmclock_at(vm, &clock, &clock_at);
 	if (ret) {
 		errmsg_set(err, ret, "KVM_GET_CLOCK: %s", strerror(-ret));
 		goto fail;
 	}
-	clock_at = before + (now_ns() - before) / 2;
 	/* Both belong to one instant. */
-	c->kvmclock_ns = data.clock - (clock_at - c->read_at_ns);
+	c->kvmclock_ns = clock - (clock_at - c->read_at_ns);
 
 	for (unsigned i = 0; i < c->n; i++) {
 		c->tsc[i] = base;
@@ -137,9 +178,33 @@ static uint64_t since(const struct vm_clock *c, uint64_t at)
 	return at > c->read_at_ns ? at - c->read_at_ns : 0;
 }
 
+/*
+ * The kvmclock as it is due when KVM comes to set it. Where KVM cannot say when that is, a thread
+ * that has to wait for the CPU just then leaves the guest with two clocks that are apart, and with
+ * a kernel that trusts one of them no more: it is done again as long as it takes long.
+ */
+static int set_kvmclock(struct vm *vm, const struct vm_clock *c)
+{
+	struct kvm_clock_data data;
+	uint64_t took = UINT64_MAX, at;
+	int ret = 0;
+
+	for (unsigned i = 0; i < TRIES && took > SET_NS && ret == 0; i++) {
+		data = (struct kvm_clock_data){.flags = 0};
+		at = now_ns();
+		if (vm->caps.clock_realtime) {
+			data.flags = KVM_CLOCK_REALTIME;
+			data.realtime = realtime_at(&at);
+		}
+		data.clock = c->kvmclock_ns + since(c, at);
+		ret = kvm_ioctl_ptr(vm->vm_fd, KVM_SET_CLOCK, &data);
+		took = vm->caps.clock_realtime ? 0 : now_ns() - at;
+	}
+	return ret;
+}
+
 int clock_set(struct vm *vm, const struct vm_clock *c, struct errmsg *err)
 {
-	struct kvm_clock_data data = {0};
 	uint64_t shown, at, offset, first;
 	int ret;
 
@@ -169,8 +234,7 @@ int clock_set(struct vm *vm, const struct vm_clock *c, struct errmsg *err)
 	if (ret)
 		return errmsg_set(err, ret, "setting the TSC: %s", strerror(-ret));
 
-	data.clock = c->kvmclock_ns + since(c, now_ns());
-	ret = kvm_ioctl_ptr(vm->vm_fd, KVM_SET_CLOCK, &data);
+	ret = set_kvmclock(vm, c);
 	if (ret)
 		return errmsg_set(err, ret, "KVM_SET_CLOCK: %s", strerror(-ret));
 	return 0;

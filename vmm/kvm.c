@@ -178,6 +178,7 @@ int kvm_read_caps(int kvm_fd, struct kvm_caps *caps, struct errmsg *err)
 		.mmap_size = kvm_ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0),
 		.xsave_size = kvm_check_cap(kvm_fd, KVM_CAP_XSAVE2),
 		.tsc_control = kvm_check_cap(kvm_fd, KVM_CAP_TSC_CONTROL) > 0,
+		.clock_realtime = kvm_check_cap(kvm_fd, KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME,
 	};
 	log = kvm_check_cap(kvm_fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
 	caps->manual_protect = log & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;

@@ -30,6 +30,7 @@ struct kvm_caps {
 	bool initially_set;	/* with KVM_DIRTY_LOG_INITIALLY_SET */
 	int dirty_ring;		/* KVM_CAP_DIRTY_LOG_RING_ACQ_REL or its elder, 0 without */
 	bool tsc_control;	/* KVM can give a guest another TSC frequency than the host's */
+	bool clock_realtime;	/* KVM_SET_CLOCK works out how late it is asked (Linux 5.16) */
 	const char *no_migrate; /* first for_migration need that is missing, or NULL */
 };
 
