@@ -12,10 +12,7 @@
 /* KVM itself takes this much for a rounding difference and does not scale for it. */
 #define TSC_TOLERANCE_PPM 250U
 
-/*
- * Two readings belong to one instant only if nobody else had the CPU between them: of so many tries
- * the quickest counts.
- */
+/* Two readings belong to one instant only if nobody else had the CPU between them. */
 #define TRIES 5U
 
 /* An ioctl that has taken longer was not alone. */
@@ -32,64 +29,48 @@ static int tsc_offset(const struct vcpu *v, unsigned long request, uint64_t *off
 	return kvm_ioctl_ptr(v->fd, request, &attr);
 }
 
-/* The TSC of vCPU 0, and when it was so. */
-static int tsc_at(struct vm *vm, uint64_t *tsc, uint64_t *at_ns)
+static int read_tsc(struct vm *vm, uint64_t *tsc)
+{
+	return msr_get(vm->vcpu[0].fd, MSR_TSC, tsc);
+}
+
+static int read_kvmclock(struct vm *vm, uint64_t *clock)
+{
+	struct kvm_clock_data data = {0};
+	int ret = kvm_ioctl_ptr(vm->vm_fd, KVM_GET_CLOCK, &data);
+
+	*clock = data.clock;
+	return ret;
+}
+
+static int read_realtime(struct vm *vm, uint64_t *realtime)
+{
+	(void)vm;
+	*realtime = realtime_ns();
+	return 0;
+}
+
+/* What a clock shows, and when it was so: of a few readings the quickest counts. */
+static int clock_at(struct vm *vm, int (*read_it)(struct vm *vm, uint64_t *value), uint64_t *value,
+		    uint64_t *at_ns)
 {
 	uint64_t best = UINT64_MAX;
 
+	*value = *at_ns = 0;
 	for (unsigned i = 0; i < TRIES; i++) {
-		uint64_t before = now_ns(), t = 0, took;
-		int ret = msr_get(vm->vcpu[0].fd, MSR_TSC, &t);
+		uint64_t before = now_ns(), v, took;
+		int ret = read_it(vm, &v);
 
 		if (ret)
 			return ret;
 		took = now_ns() - before;
 		if (took < best) {
 			best = took;
-			*tsc = t;
+			*value = v;
 			*at_ns = before + took / 2;
 		}
 	}
 	return 0;
-}
-
-/* The guest's kvmclock, and when it was so. */
-static int kvmclock_at(struct vm *vm, uint64_t *clock, uint64_t *at_ns)
-{
-	uint64_t best = UINT64_MAX;
-
-	for (unsigned i = 0; i < TRIES; i++) {
-		struct kvm_clock_data data = {0};
-		uint64_t before = now_ns(), took;
-		int ret = kvm_ioctl_ptr(vm->vm_fd, KVM_GET_CLOCK, &data);
-
-		if (ret)
-			return ret;
-		took = now_ns() - before;
-		if (took < best) {
-			best = took;
-			*clock = data.clock;
-			*at_ns = before + took / 2;
-		}
-	}
-	return 0;
-}
-
-/* The host's time of day, and when it was so. */
-static uint64_t realtime_at(uint64_t *at_ns)
-{
-	uint64_t best = UINT64_MAX, real = 0;
-
-	for (unsigned i = 0; i < TRIES; i++) {
-		uint64_t before = now_ns(), r = realtime_ns(), took = now_ns() - before;
-
-		if (took < best) {
-			best = took;
-			real = r;
-			*at_ns = before + took / 2;
-		}
-	}
-	return real;
 }
 
 static uint64_t cycles(uint64_t ns, uint64_t khz)
@@ -99,7 +80,7 @@ static uint64_t cycles(uint64_t ns, uint64_t khz)
 
 int clock_read(struct vm *vm, struct vm_clock *c, struct errmsg *err)
 {
-	uint64_t base, clock = 0, clock_at = 0, offset0, offset;
+	uint64_t base, shown, shown_at, offset0, offset;
 	int ret;
 
 	memset(c, 0, sizeof(*c));
@@ -109,18 +90,18 @@ int clock_read(struct vm *vm, struct vm_clock *c, struct errmsg *err)
 	if (!c->tsc)
 		return errmsg_set(err, -ENOMEM, "no memory for %u TSCs", c->n);
 
-	ret = tsc_at(vm, &base, &c->read_at_ns);
+	ret = clock_at(vm, read_tsc, &base, &c->read_at_ns);
 	if (ret) {
 		errmsg_set(err, ret, "reading the TSC: %s", strerror(-ret));
 		goto fail;
 	}
-	ret = kvmclock_at(vm, &clock, &clock_at);
+	ret = clock_at(vm, read_kvmclock, &shown, &shown_at);
 	if (ret) {
 		errmsg_set(err, ret, "KVM_GET_CLOCK: %s", strerror(-ret));
 		goto fail;
 	}
 	/* Both belong to one instant. */
-	c->kvmclock_ns = clock - (clock_at - c->read_at_ns);
+	c->kvmclock_ns = shown - (shown_at - c->read_at_ns);
 
 	for (unsigned i = 0; i < c->n; i++) {
 		c->tsc[i] = base;
@@ -179,26 +160,27 @@ static uint64_t since(const struct vm_clock *c, uint64_t at)
 }
 
 /*
- * The kvmclock as it is due when KVM comes to set it. Where KVM cannot say when that is, a thread
- * that has to wait for the CPU just then leaves the guest with two clocks that are apart, and with
- * a kernel that trusts one of them no more: it is done again as long as it takes long.
+ * The kvmclock as it is due when KVM comes to set it: a thread that has to wait for the CPU just
+ * then would leave the guest with two clocks that are apart, and with a kernel that trusts one of
+ * them no more. A KVM that cannot say when that is, is asked again as long as it takes long.
  */
 static int set_kvmclock(struct vm *vm, const struct vm_clock *c)
 {
-	struct kvm_clock_data data;
-	uint64_t took = UINT64_MAX, at;
+	bool late = true;
 	int ret = 0;
 
-	for (unsigned i = 0; i < TRIES && took > SET_NS && ret == 0; i++) {
-		data = (struct kvm_clock_data){.flags = 0};
-		at = now_ns();
+	for (unsigned i = 0; i < TRIES && late && ret == 0; i++) {
+		struct kvm_clock_data data = {.flags = 0};
+		uint64_t at = now_ns(), realtime;
+
 		if (vm->caps.clock_realtime) {
+			clock_at(vm, read_realtime, &realtime, &at);
 			data.flags = KVM_CLOCK_REALTIME;
-			data.realtime = realtime_at(&at);
+			data.realtime = realtime;
 		}
 		data.clock = c->kvmclock_ns + since(c, at);
 		ret = kvm_ioctl_ptr(vm->vm_fd, KVM_SET_CLOCK, &data);
-		took = vm->caps.clock_realtime ? 0 : now_ns() - at;
+		late = !vm->caps.clock_realtime && now_ns() - at > SET_NS;
 	}
 	return ret;
 }
@@ -215,7 +197,7 @@ int clock_set(struct vm *vm, const struct vm_clock *c, struct errmsg *err)
 	if (tsc_offset(&vm->vcpu[0], KVM_GET_DEVICE_ATTR, &offset) == 0) {
 		uint64_t due;
 
-		ret = tsc_at(vm, &shown, &at);
+		ret = clock_at(vm, read_tsc, &shown, &at);
 		if (ret)
 			return errmsg_set(err, ret, "reading the TSC: %s", strerror(-ret));
 		due = c->tsc[0] + cycles(since(c, at), c->tsc_khz);
